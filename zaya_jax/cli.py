@@ -1,0 +1,201 @@
+"""`launch.py VERB [--name=value ...]`: finds the verb, parses its options, runs it.
+
+A verb is a module with two functions, imported only when the verb is asked for:
+
+* `define_flags()` declares its options with `absl.flags` (shared ones: `zaya_jax.options`);
+* `main(argv) -> int | None` does the work and returns the exit status (None is 0).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from absl import flags
+
+from zaya_jax.errors import UserError, hint
+
+FLAGS = flags.FLAGS
+
+OK, WRONG_USE, INTERRUPTED = 0, 2, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb lives (`module`), what it does in one line, and two ways to call it."""
+
+    module: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+VERBS: Mapping[str, Verb] = {
+    "demo": Verb(
+        "zaya_jax.demo",
+        "train a tiny ZAYA on this machine, sample from it and export it, in minutes",
+        ("demo", "demo --workdir=runs/demo"),
+    ),
+    "train": Verb(
+        "zaya_jax.train.cli",
+        "train: pretraining, midtraining, supervised fine-tuning",
+        (
+            "train --config=experiments/zaya1_tiny.py --workdir=runs/tiny",
+            "train --config=experiments/zaya1_tiny.py --config.train.steps=200 --workdir=runs/t",
+        ),
+    ),
+    "generate": Verb(
+        "zaya_jax.infer.cli",
+        "continue a prompt",
+        (
+            "generate --model=runs/tiny --prompt='def main():'",
+            "generate --model=path/to/ZAYA1-8B --prompt='The answer is' --temperature=0.6",
+        ),
+    ),
+    "import": Verb(
+        "zaya_jax.hf.cli_import",
+        "turn a Hugging Face folder into a checkpoint",
+        (
+            "import --from=path/to/ZAYA1-8B --out=checkpoints/zaya1_8b",
+            "import --from=path/to/ZAYA1-base --out=checkpoints/base --layout=legacy",
+        ),
+    ),
+    "export": Verb(
+        "zaya_jax.hf.cli_export",
+        "write a Hugging Face folder from a run or a checkpoint",
+        (
+            "export --model=runs/tiny --out=exports/tiny",
+            "export --model=runs/tiny --out=exports/tiny --layout=legacy",
+        ),
+    ),
+    "verify": Verb(
+        "zaya_jax.hf.cli_verify",
+        "compare our logits and tokens with those of transformers",
+        ("verify --model=exports/tiny", "verify --model=exports/tiny --json=verify.json"),
+    ),
+    "report": Verb(
+        "zaya_jax.report.cli",
+        "plots, tables and report.html of a run",
+        ("report --workdir=runs/tiny", "report --workdir=runs/tiny --json=report.json"),
+    ),
+    "bench": Verb(
+        "zaya_jax.bench.cli",
+        "measure prefill, training and decoding side by side with a peer",
+        ("bench --against=transformers", "bench --against=transformers --json=bench.json"),
+    ),
+    "doctor": Verb(
+        "zaya_jax.doctor",
+        "versions, platform, and a check of every op on the attached device",
+        ("doctor", "doctor --json=doctor.json"),
+    ),
+}
+
+
+def main(argv: Sequence[str], verbs: Mapping[str, Verb] = VERBS) -> int:
+    """Runs `argv` (without the program's name) and returns the exit status.
+
+    0 if the verb did what it says, 1 if a check it makes does not hold, 2 for a mistake in what
+    was asked (one line, no traceback), 130 after Ctrl-C. Other exceptions pass through.
+    """
+    try:
+        return _run(list(argv), verbs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(argv: list[str], verbs: Mapping[str, Verb]) -> int:
+    wants_help = any(arg in ("--help", "-h", "-help", "--helpfull", "help") for arg in argv[:2])
+    names = [arg for arg in argv[:2] if not arg.startswith("-") and arg != "help"]
+    if not argv or (wants_help and not names):
+        print(_overview(verbs))
+        return OK
+    name = names[0] if names else argv[0]
+    if name not in verbs:
+        raise UserError(f"no verb {name!r}{hint(name, verbs)}")
+    wants_help = wants_help or "--help" in argv or "-h" in argv
+    module = importlib.import_module(verbs[name].module)
+    before = set(FLAGS)
+    original_argv = sys.argv
+    arguments = _normalize(argv[argv.index(name) + 1 :])
+    # ml_collections looks for the overrides of a config in sys.argv, already while declaring.
+    sys.argv = [f"launch.py {name}", *arguments]
+    try:
+        if wants_help:
+            sys.argv = sys.argv[:1]
+            module.define_flags()
+            print(_verb_help(name, verbs[name], module, sorted(set(FLAGS) - before)))
+            return OK
+        return _call(module, sys.argv, before)
+    finally:
+        sys.argv = original_argv
+        for flag in set(FLAGS) - before:  # so that a process may run several verbs
+            delattr(FLAGS, flag)
+
+
+def _call(module: ModuleType, argv: list[str], before: set[str]) -> int:
+    """Parses `argv` with the flags of `module` and calls its `main`."""
+    module.define_flags()
+    ours = set(FLAGS) - before
+    try:
+        rest = FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        unknown = error.flagname
+        raise UserError(f"no option --{unknown}{hint(unknown, sorted(ours), '--')}") from None
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    return module.main(rest) or OK
+
+
+def _normalize(arguments: list[str]) -> list[str]:
+    """Writes `--config FILE` as `--config=FILE` and puts it first, where its overrides need it."""
+    if "--config" in arguments[:-1]:
+        at = arguments.index("--config")
+        arguments[at : at + 2] = [f"--config={arguments[at + 1]}"]
+    return sorted(arguments, key=lambda arg: not arg.startswith("--config="))
+
+
+def _overview(verbs: Mapping[str, Verb]) -> str:
+    width = max(map(len, verbs), default=0)
+    lines = [
+        "ZAYA1 in JAX: train it, talk to it, move its weights.",
+        "",
+        "  python launch.py VERB [--config=experiments/x.py] [--config.any.field=value ...]",
+        "",
+        *(f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items()),
+        "",
+        "The options of a verb: python launch.py help VERB",
+    ]
+    return "\n".join(lines)
+
+
+def _verb_help(name: str, verb: Verb, module: ModuleType, names: Sequence[str]) -> str:
+    lines = [f"launch.py {name}: {verb.summary}", ""]
+    about = (module.__doc__ or "").strip().split("\n\n", 1)[0]
+    if about:
+        lines += [about, ""]
+    for flag in (FLAGS[flag] for flag in names):
+        lines.append(f"  --{_spelling(flag)}")
+        default = "" if flag.default is None else f" (default: {flag.default})"
+        text = " ".join((flag.help or "").split()).split(">: ")[-1] + default
+        lines += textwrap.wrap(text, 94, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines += ["", "Examples:", *(f"  python launch.py {example}" for example in verb.examples)]
+    return "\n".join(lines)
+
+
+def _spelling(flag: flags.Flag) -> str:
+    """How to write a flag: `seed=INT`, `layout=native|legacy`, `[no]stream`."""
+    if flag.boolean:
+        return f"[no]{flag.name}"
+    if flag.name == "config":
+        return f"{flag.name}=FILE"
+    values = getattr(flag.parser, "enum_values", None)
+    return f"{flag.name}={'|'.join(values) if values else flag.flag_type().upper()}"

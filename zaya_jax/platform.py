@@ -1,0 +1,79 @@
+"""What the environment should hold before jax is imported: the ROCm preset, and how it is chosen.
+
+Pure functions of an environment and of what is installed, none of which imports jax. The values
+follow what AMD's documentation and training scripts set for JAX on Instinct GPUs; BUILD.md gives
+each one's reason. Nothing that the user has set is ever changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from importlib import metadata
+
+# XLA's own switches. A flag with an empty value switches the feature off.
+ROCM_XLA_FLAGS: Mapping[str, str] = {
+    # Graphs of while loops have crashed the ROCm runtime (openxla 40405, 46952).
+    "xla_gpu_enable_command_buffer": "",
+    "xla_gpu_enable_latency_hiding_scheduler": "true",
+    "xla_gpu_enable_cublaslt": "true",
+    "xla_gpu_enable_triton_gemm": "false",
+    "xla_gpu_autotune_level": "0",
+}
+
+ROCM_ENVIRONMENT: Mapping[str, str] = {
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": ".93",
+    "HIP_FORCE_DEV_KERNARG": "1",
+    "HSA_FORCE_FINE_GRAIN_PCIE": "1",
+    "HSA_NO_SCRATCH_RECLAIM": "1",
+    "GPU_MAX_HW_QUEUES": "2",
+}
+
+ROCM_PLUGINS = ("jax-rocm7-plugin", "jax-rocm7-pjrt")
+CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "jax-cuda12-plugin", "jax-cuda12-pjrt")
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def is_rocm(
+    environment: Mapping[str, str],
+    installed: Callable[[str], str | None] = version_of,
+    exists: Callable[[str], bool] = os.path.exists,
+) -> bool:
+    """Whether jax will run on an AMD GPU here.
+
+    The user's JAX_PLATFORMS decides where it is set. Otherwise both the plugin and a sign of the
+    hardware's driver are needed: the plugin alone is also installed to compile for AMD elsewhere.
+    """
+    asked = environment.get("JAX_PLATFORMS", "")
+    if asked and asked not in ("gpu", "rocm"):
+        return "rocm" in asked.split(",")
+    driver = exists("/dev/kfd") or exists(environment.get("ROCM_PATH") or "/opt/rocm")
+    return asked == "rocm" or (driver and installed(ROCM_PLUGINS[0]) is not None)
+
+
+def rocm_preset(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set for a ROCm run, given those that are set.
+
+    Returns only what changes: XLA_FLAGS is merged flag by flag, the user's own flags last and
+    as they are; any other variable is left out where the user set it, to an empty string too.
+    """
+    changes = {name: value for name, value in ROCM_ENVIRONMENT.items() if name not in environment}
+    own = environment.get("XLA_FLAGS", "")
+    named = {flag.lstrip("-").split("=", 1)[0] for flag in own.split()}
+    ours = [f"--{name}={value}" for name, value in ROCM_XLA_FLAGS.items() if name not in named]
+    if ours:
+        changes["XLA_FLAGS"] = " ".join([*ours, *([own] if own else [])])
+    return changes
+
+
+def preset(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The changes for this machine: `rocm_preset` on an AMD GPU, nothing elsewhere."""
+    environment = os.environ if environment is None else environment
+    return rocm_preset(environment) if is_rocm(environment) else {}
