@@ -1,0 +1,270 @@
+"""Byte-level BPE: trained on the corpus at hand, or read from any `tokenizer.json`.
+
+Text and ids are kept apart: text that happens to contain `<eos>` is encoded as the five
+characters it is, so data cannot forge a control token.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from zaya_jax.data.cache import atomic_path
+
+PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
+SMALLEST_VOCABULARY = 3 + 256
+"""The special tokens and one token for every byte."""
+
+_KNOWN_NAMES = {
+    "eos": (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>"),
+    "bos": (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>"),
+    "pad": (PAD, "[PAD]", "<|pad|>"),
+}
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+        vocab_size: ids are below this.
+        eos_id: closes a document.
+        bos_id: opens one, for models that want it; None if the vocabulary has none.
+        pad_id: fills rows; the end-of-sequence id if the vocabulary has none.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, name: str = "tokenizer"):
+        """Wraps a tokenizer of the `tokenizers` library.
+
+        Args:
+            backend: the tokenizer; its handling of special tokens in text is switched off.
+            name: how to call it in messages.
+
+        Raises:
+            ValueError: there is no end-of-sequence token under a known name.
+        """
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.vocab_size: int = backend.get_vocab_size()
+        eos_id = self._find("eos")
+        if eos_id is None:
+            raise ValueError(f"{name}: no end-of-sequence token; known: {_KNOWN_NAMES['eos']}")
+        self.eos_id: int = eos_id
+        self.bos_id: int | None = self._find("bos")
+        pad_id = self._find("pad")
+        self.pad_id: int = eos_id if pad_id is None else pad_id
+
+    def _find(self, role: str) -> int | None:
+        ids = (self._backend.token_to_id(token) for token in _KNOWN_NAMES[role])
+        return next((i for i in ids if i is not None), None)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Tokenizer:
+        """Reads a `tokenizer.json`, or the one in a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it cannot be read, or has no end-of-sequence token.
+        """
+        path = Path(path).expanduser()
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"no tokenizer at {file}: give a tokenizer.json or its folder")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # The library raises the bare class.
+            raise ValueError(f"{file}: not a tokenizer.json: {error}") from None
+        return cls(backend, name=str(file))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without special tokens."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts on all cores."""
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
+        """Text of ids; broken UTF-8 becomes U+FFFD.
+
+        Args:
+            ids: token ids.
+            keep_special: write special tokens by name instead of leaving them out.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        self.check_ids(ids)
+        return self._backend.decode(ids, skip_special_tokens=not keep_special)
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raises ValueError if an id is outside the vocabulary."""
+        outside = [i for i in ids if not 0 <= i < self.vocab_size]
+        if outside:
+            raise ValueError(f"ids {outside[:5]} are not below the vocabulary's {self.vocab_size}")
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The UTF-8 bytes that each id stands for; none for special tokens.
+
+        Exact for byte-level vocabularies. In SentencePiece-like ones U+2581 counts as a space.
+        """
+        to_bytes = _byte_level if _is_byte_level(self._backend) else _sentencepiece
+        table = [b""] * self.vocab_size
+        for token, i in self._backend.get_vocab(with_added_tokens=False).items():
+            table[i] = to_bytes(token)
+        for i, added in self._backend.get_added_tokens_decoder().items():
+            table[i] = b"" if added.special else added.content.encode()
+        return tuple(table)
+
+    @cached_property
+    def bytes_per_id(self) -> np.ndarray:
+        """[vocab_size] int32, the lengths of `token_bytes`."""
+        return np.array([len(data) for data in self.token_bytes], np.int32)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash (hex) of the whole definition."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Raises ValueError if a model with `vocab_size` embeddings lacks some of the ids."""
+        if vocab_size < self.vocab_size:
+            raise ValueError(
+                f"the model's vocab_size {vocab_size} is smaller than the tokenizer's "
+                f"{self.vocab_size}: raise the one, or train or choose a smaller tokenizer"
+            )
+
+    def save(self, folder: Path | str) -> None:
+        """Writes what `transformers.AutoTokenizer.from_pretrained(folder)` loads."""
+        folder = Path(folder)
+        self.save_file(folder / "tokenizer.json")
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "eos_token": self._backend.id_to_token(self.eos_id),
+            "pad_token": self._backend.id_to_token(self.pad_id),
+        }
+        if self.bos_id is not None:
+            settings["bos_token"] = self._backend.id_to_token(self.bos_id)
+        with atomic_path(folder / "tokenizer_config.json") as scratch:
+            scratch.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def save_file(self, path: Path) -> None:
+        """Writes the `tokenizer.json` alone."""
+        with atomic_path(path) as scratch:
+            self._backend.save(str(scratch))
+
+
+class Stream:
+    """Decodes ids one by one for a terminal, holding back characters that are not complete.
+
+    The pieces joined are `tokenizer.decode` of all ids, for byte-level vocabularies exactly.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """Text that has become certain with this id; may be empty. Special tokens are silent."""
+        self._tokenizer.check_ids([token_id])
+        return self._decoder.decode(self._tokenizer.token_bytes[token_id])
+
+    def close(self) -> str:
+        """What is left at the end: U+FFFD for a character that was begun only."""
+        return self._decoder.decode(b"", final=True)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE; the same texts in the same order give the same tokenizer.
+
+    Ids: 0 `<pad>`, 1 `<eos>`, 2 `<bos>`, then the 256 bytes, then merges. All bytes are in the
+    vocabulary, so every text can be encoded and comes back exactly; there is no unknown token.
+    A text with too few different pairs gives fewer ids than asked for.
+
+    Args:
+        texts: the documents to learn from.
+        vocab_size: ids to stop at.
+
+    Raises:
+        ValueError: vocab_size has no room for the bytes.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"vocab_size is {vocab_size}; a byte-level BPE needs at least {SMALLEST_VOCABULARY}"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS, BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)
+
+
+def cached_bpe(
+    texts: Iterable[str], vocab_size: int, *, corpus_sha256: str, folder: Path
+) -> Tokenizer:
+    """`train_bpe`, or what it gave the last time for this corpus and size.
+
+    Args:
+        texts: the documents; not touched if the result is there.
+        vocab_size: ids to stop at.
+        corpus_sha256: identifies the texts.
+        folder: where results are kept. One that cannot be read is made again, with a warning.
+    """
+    file = folder / f"bpe-{corpus_sha256[:16]}-{vocab_size}.json"
+    if file.exists():
+        try:
+            return Tokenizer.load(file)
+        except ValueError as error:
+            warnings.warn(f"training the tokenizer again: {error}", stacklevel=2)
+    tokenizer = train_bpe(texts, vocab_size)
+    tokenizer.save_file(file)
+    return tokenizer
+
+
+def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    decoder = json.loads(backend.to_str())["decoder"] or {}
+    return any(part["type"] == "ByteLevel" for part in decoder.get("decoders", [decoder]))
+
+
+def _byte_characters() -> dict[str, int]:
+    """The printable character by which byte-level vocabularies write each byte (GPT-2).
+
+    Printable Latin-1 stands for itself; the other 68 bytes take U+0100 and up, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    characters = {chr(byte): byte for byte in printable}
+    return characters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_characters()
+
+
+def _byte_level(token: str) -> bytes:
+    return bytes(_BYTE_OF[character] for character in token)
+
+
+def _sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    return token.replace("\u2581", " ").encode()
