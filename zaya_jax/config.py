@@ -9,7 +9,6 @@ its value and what would be accepted, before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from zaya_jax.errors import UserError
+from zaya_jax.errors import UserError, hint
 
 ATTENTION_KINDS = ("cca", "gqa")
 ROUTER_KINDS = ("mlp_eda", "mlp", "linear")
@@ -205,13 +204,6 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     return dataclasses.asdict(experiment)
 
 
-def nearest(name: str, accepted: typing.Iterable[str]) -> str:
-    """A hint for a misspelt name: `did you mean 'x'?`, or the whole list of accepted ones."""
-    accepted = list(accepted)
-    close = difflib.get_close_matches(name, accepted, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"accepted: {', '.join(accepted)}"
-
-
 def _build(cls: type, data: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(data, Mapping):
         problems.append(f"{path or 'config'} = {data!r}: expected a section with fields")
@@ -222,7 +214,7 @@ def _build(cls: type, data: Any, path: str, problems: list[str]) -> Any:
     for name, value in data.items():
         where = f"{path}.{name}" if path else name
         if name not in names:
-            problems.append(f"no field {where!r}; {nearest(name, names)}")
+            problems.append(f"no field {where!r}{hint(name, names)}")
             continue
         if dataclasses.is_dataclass(hints[name]):
             values[name] = _build(hints[name], value, where, problems)
@@ -345,7 +337,7 @@ def check_model(model: Model) -> typing.Iterator[str]:
 
 def _among(field: str, value: str, accepted: tuple[str, ...]) -> typing.Iterator[str]:
     if value not in accepted:
-        yield f"{field} = {value!r}: {nearest(value, accepted)}"
+        yield f"{field} = {value!r}{hint(value, accepted)}"
 
 
 def _positive(section: str, node: Any, names: str) -> typing.Iterator[str]:

@@ -1,0 +1,64 @@
+"""From projected latents to attention-ready q, k, v (CCA, arXiv 2510.04476; report App. C).
+
+One pass does: two causal convolutions over the joined q and k latents, the q-k mean, L2
+normalisation with the learned key temperature, partial RoPE, and the value shift. Document
+boundaries reset all of it.
+
+**The joint pad.** Both zero pads (K0-1 of the depthwise stage and K1-1 of the head-wise stage) stand
+in front of the depthwise stage, so at the start of a document the head-wise stage reads the
+depthwise bias b0, not 0. A tap that reaches before its document reads 0 in stage one and b0 in
+stage two.
+
+**Positions decide.** A tap of distance d exists iff the token's position in its document is at
+least d. That covers packed rows, left padding and cached continuation without segment ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from pallas_kernels import dispatch
+from pallas_kernels.cca_mix import reference, xla
+from pallas_kernels.cca_mix.types import State, Weights
+
+__all__ = ["IMPLEMENTATIONS", "State", "Weights", "cca_mix"]
+
+IMPLEMENTATIONS: dict[str, Callable] = {"xla": xla.cca_mix, "reference": reference.cca_mix}
+
+
+def cca_mix(
+    q: jax.Array,
+    k: jax.Array,
+    v_current: jax.Array,
+    v_delayed: jax.Array,
+    weights: Weights,
+    cos: jax.Array,
+    sin: jax.Array,
+    positions: jax.Array,
+    state: State | None = None,
+    *,
+    norm_dtype,
+    implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mixes latents over time and normalises them.
+
+    Args:
+      q: [B, S, H * C] latents in the activation dtype.
+      k: [B, S, K * C].
+      v_current, v_delayed: [B, S, K * C / 2]; a token's value is its own current half followed by
+        the previous token's delayed half, then split into heads.
+      weights: see `Weights`.
+      cos, sin: [B, S, rotated / 2].
+      positions: [B, S] int32, index of each token in its document.
+      state: of the tokens before the first one; None means zeros.
+      norm_dtype: in which the q-k mean and the L2 norm are computed.
+
+    Returns:
+      q [B, S, H, C], k [B, S, K, C], v [B, S, K, C] in the activation dtype.
+    """
+    run = dispatch.select("cca_mix", IMPLEMENTATIONS, implementation)
+    return run(
+        q, k, v_current, v_delayed, weights, cos, sin, positions, state, norm_dtype=norm_dtype
+    )

@@ -1,0 +1,52 @@
+"""The ZAYA1 router (report eq 1 to 5): depth averaging, RMSNorm, MLP, softmax, biased top-k."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from pallas_kernels import dispatch
+from pallas_kernels.router import reference
+from pallas_kernels.router.types import Routing, Weights
+
+__all__ = ["IMPLEMENTATIONS", "Routing", "Weights", "router"]
+
+# A chain of small matmuls and elementwise work: XLA compiles the definition as it is written.
+IMPLEMENTATIONS: dict[str, Callable] = {"xla": reference.router, "reference": reference.router}
+
+
+def router(
+    x: jax.Array,
+    state: jax.Array | None,
+    weights: Weights,
+    biases: jax.Array,
+    live: jax.Array | None = None,
+    *,
+    top_k: int,
+    eps: float,
+    norm_dtype,
+    softmax_dtype,
+    implementation: str = "auto",
+) -> Routing:
+    """Routes tokens; see `Weights` and `Routing`.
+
+    Args:
+      x: [T, D] normed hidden states in the activation dtype.
+      state: [T, R] of the layer before, or None in the first layer.
+      biases: [classes] balancing biases, float32 at least; they move the choice only (eq 4).
+      live: [T] bool; None means all.
+      softmax_dtype: in which logits become probabilities.
+    """
+    run = dispatch.select("router", IMPLEMENTATIONS, implementation)
+    return run(
+        x,
+        state,
+        weights,
+        biases,
+        live,
+        top_k=top_k,
+        eps=eps,
+        norm_dtype=norm_dtype,
+        softmax_dtype=softmax_dtype,
+    )

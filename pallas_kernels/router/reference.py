@@ -1,0 +1,41 @@
+"""The definition."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.residual_norm import rms_norm
+from pallas_kernels.router.types import Routing
+
+
+def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, softmax_dtype):
+    """See the package."""
+    dtype = x.dtype
+    w = jax.tree.map(lambda p: p.astype(dtype), weights)
+    hidden, next_state = x, None
+    if w.down is not None:
+        hidden = x @ w.down + w.down_bias
+        if state is not None and w.state_scale is not None:
+            hidden = hidden + state * w.state_scale
+        next_state = hidden
+        hidden = rms_norm(hidden, weights.norm, eps=eps, norm_dtype=norm_dtype, out_dtype=dtype)
+        hidden = jax.nn.gelu(hidden @ w.fc1 + w.fc1_bias, approximate=False)
+        hidden = jax.nn.gelu(hidden @ w.fc2 + w.fc2_bias, approximate=False)
+    logits = jnp.matmul(hidden, w.out, preferred_element_type=softmax_dtype)
+    probabilities = jax.nn.softmax(logits.astype(softmax_dtype), axis=-1)
+
+    # The bias moves the choice, never the weight, and no gradient flows through the choice.
+    wide = jnp.promote_types(softmax_dtype, jnp.float32)
+    biased = jax.lax.stop_gradient(probabilities).astype(wide) + biases.astype(wide)
+    if top_k == 1:
+        index = jnp.argmax(biased, axis=-1, keepdims=True).astype(jnp.int32)
+    else:
+        index = jax.lax.top_k(biased, top_k)[1].astype(jnp.int32)
+    weight = jnp.take_along_axis(probabilities, index, axis=-1).astype(dtype)
+
+    classes = biased.shape[-1]
+    if live is not None:
+        index = jnp.where(live[:, None], index, classes)
+    counts = jnp.sum(index.reshape(-1, 1) == jnp.arange(classes), axis=0, dtype=jnp.int32)
+    return Routing(index, weight, next_state, probabilities, counts)

@@ -1,0 +1,81 @@
+"""One layer: attention and experts, each merged into the residual stream by learned scaling."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from zaya_jax.config import Model
+from zaya_jax.model.attention import KINDS, Tokens
+from zaya_jax.model.cache import LayerCache
+from zaya_jax.model.experts import Experts
+from zaya_jax.model.norm import rms_norm
+from zaya_jax.model.numerics import Numerics
+from zaya_jax.model.parameter import Declare, ones
+from zaya_jax.model.residual import ResidualScaling
+from zaya_jax.model.router import Router
+
+
+class RouterStats(NamedTuple):
+    """What a layer reports of its routing; scalars are means over live tokens.
+
+    counts: [classes] int32 tokens (times k) that chose each class.
+    entropy: entropy of the token's own routing distribution, in nats.
+    index: [B, S, k] int32 the choices themselves.
+    """
+
+    counts: jax.Array
+    entropy: jax.Array
+    index: jax.Array
+
+
+class Block(nnx.Module):
+    """norm -> attention -> merge -> norm -> router and experts -> merge."""
+
+    def __init__(self, model: Model, declare: Declare, *, span: str, first: bool):
+        self.eps, self.numerics = model.norm_eps, nnx.static(Numerics.of(model))
+
+        def norm(name: str) -> nnx.Variable:
+            return declare(
+                (model.hidden_size,), ("embed",), name=f"{name}.weight", init=ones, group="vector"
+            )
+
+        self.input_norm = norm("input_layernorm")
+        self.attention = KINDS[model.attention.kind](model, declare, span)
+        self.attention_residual = ResidualScaling(model, declare, "post_attention_residual_scale")
+        self.mlp_norm = norm("post_attention_layernorm")
+        self.router = Router(model, declare, first=first)
+        self.experts = Experts(model, declare)
+        self.mlp_residual = ResidualScaling(model, declare, "post_mlp_residual_scale")
+
+    def __call__(
+        self,
+        stream: jax.Array,
+        router_state: jax.Array | None,
+        tokens: Tokens,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, jax.Array | None, RouterStats, LayerCache | None]:
+        """Args: stream [B, S, D]; router_state [T, R] of the layer before, or None in the first.
+
+        Returns: stream, router state for the next layer, routing statistics, updated cache.
+        """
+        shape = stream.shape
+        x = rms_norm(stream, self.input_norm[...], self.eps, self.numerics)
+        mixed, cache = self.attention(x, tokens, cache)
+        stream, x = self.attention_residual(mixed, stream, self.mlp_norm[...])
+
+        x = x.reshape(-1, shape[-1])
+        live = None if tokens.live is None else tokens.live.reshape(-1)
+        routing = self.router(x, router_state, live)
+        y = self.experts(x, routing).reshape(shape)
+        stream, _ = self.mlp_residual(y, stream)
+
+        p = jax.lax.stop_gradient(routing.probabilities).astype(jnp.float32)
+        token_entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(p), 0), axis=-1)
+        share = jnp.ones_like(token_entropy) if live is None else live.astype(jnp.float32)
+        entropy = jnp.sum(token_entropy * share) / jnp.maximum(jnp.sum(share), 1)
+        stats = RouterStats(routing.counts, entropy, routing.index.reshape(*shape[:2], -1))
+        return stream, routing.state, stats, cache

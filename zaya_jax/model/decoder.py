@@ -1,0 +1,181 @@
+"""The network: embedding, layers, final norm, tied head.
+
+Layers come in two forms that compute the same thing. `unroll` holds every layer on its own. `scan`
+holds the first period of the attention pattern on its own (the first layer differs: it has no
+router state to average) and the other layers in stacks, one for each place in the period, over
+which `jax.lax.scan` runs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from zaya_jax.config import Model
+from zaya_jax.model.attention import Tokens
+from zaya_jax.model.block import Block, RouterStats
+from zaya_jax.model.cache import Cache
+from zaya_jax.model.norm import rms_norm
+from zaya_jax.model.numerics import Numerics
+from zaya_jax.model.parameter import Declare, normal, ones, zeros
+
+
+class Output(NamedTuple):
+    """hidden: [B, S, D] after the final norm. stats: `RouterStats` with a leading layer axis L.
+    cache: updated, or None."""
+
+    hidden: jax.Array
+    stats: RouterStats
+    cache: Cache | None
+
+
+def period(model: Model) -> int:
+    """Layers after which the attention pattern repeats."""
+    return len(model.attention.pattern)
+
+
+def span_of(model: Model, layer: int) -> str:
+    """`full` or `sliding`."""
+    return model.attention.pattern[layer % period(model)]
+
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Decoder(nnx.Module):
+    """ZAYA: a decoder-only mixture of experts.
+
+    Args:
+      model: the shape; see `zaya_jax.config.Model`.
+      key: PRNG key of the initial weights.
+    """
+
+    def __init__(self, model: Model, key: jax.Array):
+        self.model, self.numerics = nnx.static(model), nnx.static(Numerics.of(model))
+        declare = Declare(key, jnp.dtype(model.param_dtype))
+        D, P, L = model.hidden_size, period(model), model.num_layers
+
+        def vector(name: str, init) -> nnx.Variable:
+            return declare((D,), ("embed",), name=name, init=init, group="vector")
+
+        self.embedding = declare(
+            (model.vocab_size, D),
+            ("vocab", "embed"),
+            name="model.embed_tokens.weight",
+            init=normal(model.init_std),
+            group="embedding",
+        )
+        if model.residual_scaling:
+            self.input_scale = vector("model.input_hidden_states_scale", ones)
+            self.input_bias = vector("model.input_hidden_states_bias", zeros)
+        self.final_norm = vector("model.norm.weight", ones)
+
+        alone = range(L) if model.layers == "unroll" else range(P)
+        self.layers = nnx.List(
+            Block(model, declare.at(i), span=span_of(model, i), first=i == 0) for i in alone
+        )
+        stacks = [tuple(range(P + p, L, P)) for p in range(P)] if len(alone) < L else []
+        self.stacks = nnx.List(
+            Block(model, declare.at(s), span=span_of(model, s[0]), first=False) for s in stacks
+        )
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Runs the network.
+
+        Args:
+          tokens: [B, S] int32.
+          segment_ids: [B, S] int32, the document of each token in its row, 0 for padding. None: one
+            document a row, no padding.
+          positions: [B, S] int32 index in the document; derived from `segment_ids` by default.
+          cache: an empty cache to prefill with a prompt (padding on the right), or a filled one to
+            continue by a single token (S = 1). Needs `layers: unroll`.
+
+        Returns:
+          `Output`.
+        """
+        if cache is not None and len(self.stacks):
+            raise ValueError("cached decoding runs unrolled layers; convert with `forms.convert`")
+        B, S = tokens.shape
+        if positions is None:
+            positions = positions_of(segment_ids, (B, S))
+            if cache is not None:
+                positions = positions + cache.lengths[:, None]
+        live = None if segment_ids is None else segment_ids > 0
+        place = Tokens(segment_ids, positions, live, None if cache is None else cache.lengths)
+
+        stream, state = self._embed(tokens), None
+        stats: list[RouterStats] = []
+        layer_caches = []
+        for i, block in enumerate(self.layers):
+            call = self._remat(block)
+            layer_cache = None if cache is None else cache.layers[i]
+            stream, state, layer_stats, layer_cache = call(stream, state, place, layer_cache)
+            stats.append(layer_stats)
+            layer_caches.append(layer_cache)
+        merged = jax.tree.map(lambda *xs: jnp.stack(xs), *stats)
+        if len(self.stacks):
+            stream, scanned = self._scan(stream, state, place)
+            merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), merged, scanned)
+
+        if cache is not None:
+            added = jnp.sum(live, axis=1, dtype=jnp.int32) if live is not None else S
+            cache = Cache(tuple(layer_caches), cache.lengths + added)
+        hidden = rms_norm(stream, self.final_norm[...], self.model.norm_eps, self.numerics)
+        return Output(hidden, merged, cache)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V] in the policy's `logits` dtype; the head is the embedding."""
+        dtype = self.numerics.dtype("logits")
+        head = self.embedding[...].astype(hidden.dtype)
+        return jnp.matmul(hidden, head.T, preferred_element_type=dtype)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.numerics.activation_dtype)
+        if self.model.residual_scaling:
+            x = (x + self.input_bias[...].astype(x.dtype)) * self.input_scale[...].astype(x.dtype)
+        return x.astype(self.numerics.dtype("residual"))
+
+    def _remat(self, block: Block):
+        if self.model.remat == "none":
+            return block
+        return jax.checkpoint(block.__call__, policy=REMAT_POLICIES[self.model.remat])
+
+    def _scan(
+        self, stream: jax.Array, state: jax.Array | None, place: Tokens
+    ) -> tuple[jax.Array, RouterStats]:
+        """Scans over the stacks, one period of layers a step."""
+        split = [nnx.split(stack) for stack in self.stacks]
+
+        def step(carry, weights):
+            stream, state = carry
+            stats = []
+            for (graph, _), layer in zip(split, weights, strict=True):
+                call = self._remat(nnx.merge(graph, layer))
+                stream, state, layer_stats, _ = call(stream, state, place)
+                stats.append(layer_stats)
+            return (stream, state), jax.tree.map(lambda *xs: jnp.stack(xs), *stats)
+
+        (stream, _), stats = jax.lax.scan(step, (stream, state), [s for _, s in split])
+        return stream, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stats)
+
+
+def positions_of(segment_ids: jax.Array | None, shape: tuple[int, int]) -> jax.Array:
+    """Index of each token in its document: [B, S] int32, counted from every change of segment."""
+    index = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    if segment_ids is None:
+        return index
+    change = segment_ids[:, 1:] != segment_ids[:, :-1]
+    start = jnp.where(jnp.pad(change, ((0, 0), (1, 0)), constant_values=True), index, 0)
+    return index - jax.lax.cummax(start, axis=1)
