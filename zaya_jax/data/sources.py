@@ -9,16 +9,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import platform
 import sysconfig
 import tokenize
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 BAD_TEXT_POLICIES = ("strict", "skip", "replace")
+
+_NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
+"""Folders of a Python installation that hold tests, or packages of others."""
 
 
 class Document(NamedTuple):
@@ -229,9 +233,8 @@ class _Decoder:
 
 def _read_stdlib(root: Path, decoder: _Decoder) -> Iterator[Document]:
     """The standard library's modules; PEP 263 encodings are honoured."""
-    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    for path, name in _files(root):
-        if path.suffix != ".py" or left_out.intersection(path.relative_to(root).parts):
+    for path, name in _files(root, _NOT_LIBRARY):
+        if path.suffix != ".py":
             continue
         try:
             with tokenize.open(path) as file:
@@ -253,15 +256,17 @@ def _read_path(path: Path, decoder: _Decoder, text_field: str) -> Iterator[Docum
     yield from documents
 
 
-def _files(root: Path) -> list[tuple[Path, str]]:
-    """All files below a folder that are not hidden, with their names, sorted by name."""
-    found = (
-        (path, path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()
-    )
-    visible = (
-        (path, name) for path, name in found if not any(p[0] == "." for p in name.split("/"))
-    )
-    return sorted(visible, key=lambda pair: pair[1])
+def _files(root: Path, left_out: Collection[str] = ()) -> list[tuple[Path, str]]:
+    """Files below a folder with their names, sorted by name.
+
+    Hidden files and folders, and folders whose name is in `left_out`, are not entered.
+    """
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "." and name not in left_out]
+        found += [Path(folder, name) for name in files if name[0] != "."]
+    named = [(path, path.relative_to(root).as_posix()) for path in found]
+    return sorted(named, key=lambda pair: pair[1])
 
 
 _Reader = Callable[[Path, str, _Decoder, str], Iterator[Document]]
