@@ -11,14 +11,18 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import metadata
 
-# XLA's own switches. A flag with an empty value switches the feature off.
+# XLA aborts on a flag it does not know: each of these was parsed by jaxlib 0.10.2.
 ROCM_XLA_FLAGS: Mapping[str, str] = {
-    # Graphs of while loops have crashed the ROCm runtime (openxla 40405, 46952).
+    # Empty is off: graphs of while loops have crashed the ROCm runtime (openxla 40405, 46952).
     "xla_gpu_enable_command_buffer": "",
     "xla_gpu_enable_latency_hiding_scheduler": "true",
+    "xla_gpu_enable_pipelined_all_gather": "true",
+    "xla_gpu_enable_pipelined_all_reduce": "true",
+    "xla_gpu_enable_pipelined_reduce_scatter": "true",
     "xla_gpu_enable_cublaslt": "true",
     "xla_gpu_enable_triton_gemm": "false",
     "xla_gpu_autotune_level": "0",
+    "xla_gpu_unsupported_use_ragged_all_to_all_one_shot_kernel": "false",
 }
 
 ROCM_ENVIRONMENT: Mapping[str, str] = {
@@ -26,7 +30,9 @@ ROCM_ENVIRONMENT: Mapping[str, str] = {
     "HIP_FORCE_DEV_KERNARG": "1",
     "HSA_FORCE_FINE_GRAIN_PCIE": "1",
     "HSA_NO_SCRATCH_RECLAIM": "1",
+    "HSA_ENABLE_IPC_MODE_LEGACY": "1",
     "GPU_MAX_HW_QUEUES": "2",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
 }
 
 ROCM_PLUGINS = ("jax-rocm7-plugin", "jax-rocm7-pjrt")

@@ -1,0 +1,63 @@
+# `make` alone lists what there is. Everything runs in .venv, made on first use and kept.
+
+PYTHON ?= python3
+# Passed to every pip install, e.g. PIP_ARGS="--extra-index-url https://…" (see BUILD.md).
+PIP_ARGS ?=
+# Passed to pytest, launch.py demo, launch.py bench and launch.py doctor.
+ARGS ?=
+
+PY := .venv/bin/python
+PYTEST = $(PY) -m pytest $(ARGS)
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test test-all test-gpu lint bench doctor clean
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.run ## train a tiny ZAYA here, sample from it and export it, in minutes
+	$(PY) launch.py demo $(ARGS)
+
+test: .venv/.dev ## all tests but the slow ones
+	$(PYTEST) -m "not slow and not gpu" -n 2 --dist=loadgroup
+
+test-all: .venv/.dev ## all tests that need no GPU
+	$(PYTEST) -m "not gpu" -n 2 --dist=loadgroup
+
+test-gpu: .venv/.dev ## the tests that need a GPU, on whichever is attached
+	JAX_PLATFORMS= $(PYTEST) -m gpu
+
+lint: .venv/.dev ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: .venv/.dev ## this code beside transformers, on this machine
+	$(PY) launch.py bench --against=transformers $(ARGS)
+
+doctor: .venv/.run ## versions, platform, and a check of every op on the attached device
+	$(PY) launch.py doctor $(ARGS)
+
+clean: ## remove .venv and caches; runs stay
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment: one stamp for the run-time set, one for what tests need on top of it.
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not one."; \
+	  echo "Install it, or name it: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.run: requirements.txt | .venv/bin/python
+	$(PY) -m pip install -q $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt requirements-oracles.txt .venv/.run
+	$(PY) -m pip install -q $(PIP_ARGS) -r requirements-dev.txt
+	-$(PY) -m pip install -q $(PIP_ARGS) --no-deps -r requirements-oracles.txt
+	@touch $@
