@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 BAD_TEXT_POLICIES = ("strict", "skip", "replace")
 
-_NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
+_NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages")
 """Folders of a Python installation that hold tests, or packages of others."""
 
 
@@ -259,11 +259,12 @@ def _read_path(path: Path, decoder: _Decoder, text_field: str) -> Iterator[Docum
 def _files(root: Path, left_out: Collection[str] = ()) -> list[tuple[Path, str]]:
     """Files below a folder with their names, sorted by name.
 
-    Hidden files and folders, and folders whose name is in `left_out`, are not entered.
+    Hidden files and folders, `__pycache__`, and folders named in `left_out` are passed over.
     """
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name[0] != "." and name not in left_out]
+        passed_over = {"__pycache__", *left_out}
+        folders[:] = [name for name in folders if name[0] != "." and name not in passed_over]
         found += [Path(folder, name) for name in files if name[0] != "."]
     named = [(path, path.relative_to(root).as_posix()) for path in found]
     return sorted(named, key=lambda pair: pair[1])

@@ -1,0 +1,136 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers
+
+from zaya_jax.data.tokenizer import Stream, Tokenizer, cached_bpe, train_bpe
+
+TEXT = "def f(x):\n    return 'Ω 語 😀'  # 123 <eos>\r\n\n\n\t\x00"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text())
+@example(TEXT)
+def test_any_text_comes_back_exactly(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode_batch([text, "x"])[0] == ids
+    assert b"".join(tokenizer.token_bytes[i] for i in ids) == text.encode()
+    assert tokenizer.bytes_per_id[ids].sum() == len(text.encode())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 319), max_size=40))
+def test_stream_is_decode_in_pieces(tokenizer, ids):
+    stream = Stream(tokenizer)
+    pieces = [stream.push(i) for i in ids] + [stream.close()]
+    assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_stream_holds_back_half_a_character(tokenizer):
+    ids = tokenizer.encode("😀")
+    assert len(ids) == 4  # the emoji is not in the corpus, so it is spelled in bytes
+    stream = Stream(tokenizer)
+    assert [stream.push(i) for i in ids] == ["", "", "", "😀"]
+
+
+def test_special_ids_and_that_text_cannot_forge_them(tokenizer):
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) == (0, 1, 2)
+    forged = tokenizer.encode("<eos><pad><bos>")
+    assert not {0, 1, 2} & set(forged)
+    assert tokenizer.decode([*forged, 1]) == "<eos><pad><bos>"
+    assert tokenizer.decode([1], keep_special=True) == "<eos>"
+    assert not tokenizer.bytes_per_id[:3].any()
+
+
+def test_training_is_deterministic(documents, tokenizer):
+    texts = [document.text for document in documents]
+    assert train_bpe(texts, 320).sha256 == tokenizer.sha256
+    assert tokenizer.vocab_size == 320
+
+
+def test_training_stops_early_on_a_tiny_text_and_refuses_tiny_vocabularies():
+    assert train_bpe(["ab"], 1000).vocab_size < 1000
+    with pytest.raises(ValueError, match="vocab_size is 100.*at least 259"):
+        train_bpe(["ab"], 100)
+
+
+def test_cache_is_used_and_a_damaged_one_rebuilt(tmp_path, documents, tokenizer):
+    texts = [document.text for document in documents]
+    options = dict(corpus_sha256="0" * 64, folder=tmp_path)
+    assert cached_bpe(texts, 320, **options).sha256 == tokenizer.sha256
+    assert cached_bpe(iter(()), 320, **options).sha256 == tokenizer.sha256
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text()[:1000])
+    with pytest.warns(UserWarning, match="training the tokenizer again"):
+        assert cached_bpe(texts, 320, **options).sha256 == tokenizer.sha256
+    assert Tokenizer.load(file).sha256 == tokenizer.sha256
+
+
+def test_saved_folder_loads_in_transformers(tmp_path, tokenizer):
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    # An exported model's folder: its config must not make transformers pick another class.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "zaya"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = TEXT.replace("<eos>", "")
+    assert theirs.encode(text) == tokenizer.encode(text)
+    assert theirs.decode(tokenizer.encode(text)) == text
+    assert (theirs.pad_token_id, theirs.eos_token_id, theirs.bos_token_id) == (0, 1, 2)
+    assert len(theirs) == tokenizer.vocab_size
+    assert Tokenizer.load(tmp_path).encode(TEXT) == tokenizer.encode(TEXT)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"ids \[320\] are not below the vocabulary's 320"):
+        tokenizer.decode([5, 320])
+    with pytest.raises(ValueError, match="-1"):
+        tokenizer.decode([-1])
+    with pytest.raises(ValueError, match="320"):
+        Stream(tokenizer).push(320)
+
+
+def test_model_with_a_smaller_vocabulary_is_refused(tokenizer):
+    tokenizer.check_fits(320)
+    with pytest.raises(ValueError, match="319 is smaller than the tokenizer's 320"):
+        tokenizer.check_fits(319)
+
+
+def sentencepiece_like(eos="<eos>"):
+    """The way Gemma's is built: U+2581 for spaces, single bytes as <0xNN>."""
+    tokens = [eos, "\u2581", "a", "\u2581a", *(f"<0x{b:02X}>" for b in range(256))]
+    backend = Backend(
+        models.BPE({t: i for i, t in enumerate(tokens)}, [("\u2581", "a")], byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_special_tokens([eos])
+    return backend
+
+
+def test_a_sentencepiece_vocabulary_has_byte_lengths_and_streams(tmp_path):
+    sentencepiece_like().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    ids = tokenizer.encode("a aé")
+    assert tokenizer.bytes_per_id[ids].tolist() == [1, 2, 1, 1]
+    stream = Stream(tokenizer)
+    assert "".join([*map(stream.push, ids), stream.close()]) == tokenizer.decode(ids) == "a aé"
+    assert tokenizer.bos_id is None and tokenizer.pad_id == tokenizer.eos_id == 0
+    np.testing.assert_array_equal(tokenizer.bytes_per_id[:4], [0, 1, 1, 2])
+
+
+def test_bad_tokenizer_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tokenizer at"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    sentencepiece_like(eos="<stop>").save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no end-of-sequence token"):
+        Tokenizer.load(tmp_path)
