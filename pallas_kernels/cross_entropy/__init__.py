@@ -1,0 +1,50 @@
+"""Log-probabilities of target tokens, without the logits ever existing all at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.cross_entropy import reference, xla
+
+IMPLEMENTATIONS = {"xla": xla.cross_entropy, "reference": reference.cross_entropy}
+
+
+def cross_entropy(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """`log_softmax(hidden @ head.T)[target]` of each token; differentiable in hidden and head.
+
+    A training loss is `-(logprob * weight).sum() / weight.sum()`. Targets outside 0..V-1 are not
+    checked: clip them and give them weight 0.
+
+    Args:
+      hidden: [T, D].
+      head: [V, D], the tied embedding.
+      targets: [T] integer.
+      chunk: tokens whose logits may exist at one time; None chooses.
+      implementation: see `pallas_kernels.dispatch`.
+
+    Returns:
+      [T] in the wider of float32 and the dtype of the inputs.
+
+    Raises:
+      ValueError: shapes that do not fit together, a chunk below 1, or an unknown implementation.
+    """
+    shapes = f"hidden {hidden.shape}, head {head.shape}, targets {targets.shape}"
+    if hidden.ndim != 2 or head.ndim != 2 or targets.ndim != 1:
+        raise ValueError(f"cross_entropy: want [T,D], [V,D], [T]; got {shapes}")
+    if hidden.shape[0] != targets.shape[0] or hidden.shape[1] != head.shape[1]:
+        raise ValueError(f"cross_entropy: sizes T, D of [T,D], [V,D], [T] differ: {shapes}")
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"cross_entropy: targets must be integer, got {targets.dtype}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"cross_entropy: chunk must be at least 1, got {chunk}")
+    function = dispatch.select("cross_entropy", IMPLEMENTATIONS, implementation)
+    return function(hidden, head, targets, chunk=chunk)

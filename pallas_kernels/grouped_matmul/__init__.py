@@ -1,0 +1,83 @@
+"""The experts: tokens through the SwiGLU networks that the router chose for them.
+
+`experts` is exact for any distribution of tokens (nothing is dropped, no expert has a limit), and
+an index outside the table of experts (the skip class, padding) contributes zero.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.grouped_matmul import reference, xla
+
+IMPLEMENTATIONS = {"xla": xla.experts, "reference": reference.experts}
+
+
+def experts(
+    x: jax.Array,
+    index: jax.Array,
+    weight: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    *,
+    implementation: str = "auto",
+) -> jax.Array:
+    """`y[t] = sum_k weight[t, k] * (silu(x[t] @ gate) * (x[t] @ up)) @ down`, experts index[t].
+
+    Each matmul rounds to the dtype of `x`, and the router's probability multiplies the output of
+    the down-projection, as in transformers' `ZayaExperts`. Differentiable in `x`, `weight`,
+    `gate_up` and `down`.
+
+    Args:
+      x: [T, D] tokens.
+      index: [T, k] integer, the experts of a token; outside 0..E-1 contributes zero.
+      weight: [T, k] floating, what multiplies each expert's output.
+      gate_up: [E, D, 2F] in the dtype of `x`; the gate's columns come first.
+      down: [E, F, D] in the dtype of `x`.
+      implementation: see `pallas_kernels.dispatch`.
+
+    Returns:
+      [T, D] in the dtype of `x`.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit together, or an unknown implementation.
+    """
+    _check(x, index, weight, gate_up, down)
+    return dispatch.select("grouped_matmul", IMPLEMENTATIONS, implementation)(
+        x, index, weight, gate_up, down
+    )
+
+
+def expert_counts(index: jax.Array, num_experts: int) -> jax.Array:
+    """[num_experts] int32: how often each expert occurs in `index`; others are not counted."""
+    hits = index.reshape(-1, 1) == jnp.arange(num_experts, dtype=index.dtype)
+    return hits.sum(0, dtype=jnp.int32)
+
+
+def _check(x, index, weight, gate_up, down) -> None:
+    shapes = (
+        f"x {x.shape}, index {index.shape}, weight {weight.shape}, "
+        f"gate_up {gate_up.shape}, down {down.shape}"
+    )
+    if x.ndim != 2 or index.ndim != 2 or gate_up.ndim != 3 or down.ndim != 3:
+        raise ValueError(f"experts: want [T,D], [T,k], [T,k], [E,D,2F], [E,F,D]; got {shapes}")
+    experts_, hidden, double = gate_up.shape
+    if not (
+        index.shape == weight.shape
+        and index.shape[0] == x.shape[0]
+        and x.shape[1] == hidden
+        and double % 2 == 0
+        and down.shape == (experts_, double // 2, hidden)
+    ):
+        raise ValueError(
+            f"experts: sizes T, D, E, F of [T,D], [T,k], [T,k], [E,D,2F], [E,F,D] differ: {shapes}"
+        )
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(f"experts: index must be integer, got {index.dtype}")
+    if not x.dtype == gate_up.dtype == down.dtype:
+        raise ValueError(
+            f"experts: x {x.dtype}, gate_up {gate_up.dtype} and down {down.dtype} must share a "
+            "dtype; cast the weights where the numerics policy is applied"
+        )
