@@ -1,0 +1,65 @@
+"""The ROCm preset: when it applies, and that it never overrides the user."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from zaya_jax import platform
+
+NOTHING = {"exists": lambda path: False, "installed": lambda name: None}
+AMD = {
+    "exists": lambda path: path == "/dev/kfd",
+    "installed": lambda name: "0.10.2" if name in platform.ROCM_PLUGINS else None,
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "machine", "expected"),
+    [
+        ({}, NOTHING, False),
+        ({}, AMD, True),
+        ({"JAX_PLATFORMS": "cpu"}, AMD, False),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, AMD, False),
+        ({"JAX_PLATFORMS": "rocm,cpu"}, NOTHING, True),
+        ({"JAX_PLATFORMS": "gpu"}, AMD, True),
+        ({"JAX_PLATFORMS": "gpu"}, NOTHING, False),
+        # The driver without the plugin, and the plugin without the driver: not a ROCm run.
+        ({}, {**AMD, "installed": lambda name: None}, False),
+        ({}, {**AMD, "exists": lambda path: False}, False),
+        # A container may hide /dev/kfd's name but say where ROCm is.
+        ({"ROCM_PATH": "/opt/rocm-7"}, {**AMD, "exists": lambda p: p == "/opt/rocm-7"}, True),
+    ],
+)
+def test_rocm_is_detected_without_importing_jax(environment, machine, expected):
+    assert platform.is_rocm(environment, **machine) is expected
+
+
+def test_preset_switches_command_buffers_off():
+    assert "--xla_gpu_enable_command_buffer=" in platform.rocm_preset({})["XLA_FLAGS"].split()
+
+
+def test_preset_keeps_what_the_user_set():
+    own = "--xla_gpu_enable_command_buffer=FUSION --xla_dump_to=dump"
+    environment = {"XLA_FLAGS": own, "GPU_MAX_HW_QUEUES": "4", "HIP_FORCE_DEV_KERNARG": ""}
+    changes = platform.rocm_preset(environment)
+    assert "GPU_MAX_HW_QUEUES" not in changes
+    assert "HIP_FORCE_DEV_KERNARG" not in changes  # set to nothing is set
+    flags = changes["XLA_FLAGS"].split()
+    assert [flag for flag in flags if "command_buffer" in flag] == own.split()[:1]
+    assert flags[-2:] == own.split()
+    assert "--xla_gpu_autotune_level=0" in flags
+
+
+def test_preset_is_idempotent():
+    once = platform.rocm_preset({})
+    assert platform.rocm_preset(once) == {}
+
+
+def test_installed_xla_knows_every_flag_of_the_preset():
+    # XLA aborts the process on a flag it does not know.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **platform.rocm_preset({})}
+    code = "import jax; jax.devices()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
