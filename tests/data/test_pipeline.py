@@ -69,6 +69,12 @@ def test_without_a_seed_rows_come_in_order_and_the_last_batch_is_filled_up():
     assert not got[-1].segment_ids[2:].any() and not got[-1].loss_weights[2:].any()
 
 
+@pytest.mark.parametrize(("seed", "step"), [(None, 3), (None, -1), (0, -1)])
+def test_steps_out_of_range_do_not_wrap_around(seed, step):
+    with pytest.raises(IndexError, match=f"step {step}"):
+        Batches(rows(10), 4, seed).batch(step)
+
+
 def test_batch_size_must_be_positive():
     with pytest.raises(ValueError, match="batch_size is 0"):
         Batches(rows(3), 0)

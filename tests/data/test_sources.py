@@ -172,7 +172,7 @@ def test_parquet_errors(tmp_path, monkeypatch):
 
 
 def test_empty_missing_and_unsupported_sources(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}.*is empty: looked for files"):
+    with pytest.raises(ValueError, match=f"{tmp_path}.*has no text: looked for files"):
         read_corpus(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no corpus at .*/nowhere'"):
         read_corpus(str(tmp_path / "nowhere"))
@@ -228,8 +228,12 @@ def test_split_fraction_out_of_range(fraction):
         split_documents(named(["a", "b"]), fraction)
 
 
-def test_limit_bytes_keeps_whole_documents():
-    documents = named(["ééé", "a", "bbbbbb", "cc"])  # 6, 1, 6 and 2 bytes
-    assert [d.text for d in limit_bytes(documents, 9)] == ["ééé", "a", "cc"]
-    assert [d.text for d in limit_bytes(documents, 0)] == ["a"]
+def test_limit_bytes_takes_whole_documents_while_they_fit():
+    documents = named("é" * n for n in range(1, 40))
+    chosen = limit_bytes(documents, 300)
+    total = sum(d.bytes for d in chosen)
+    assert total <= 300 < total + min(d.bytes for d in documents if d not in chosen)
+    assert chosen == [d for d in documents if d in chosen] != documents[: len(chosen)]
+    assert limit_bytes(documents[::-1], 300) == chosen[::-1]
+    assert limit_bytes(documents, 1) == documents[:1]
     assert limit_bytes(documents, None) == documents

@@ -55,7 +55,9 @@ class TokenStream:
             )
 
     @classmethod
-    def of(cls, documents: Sequence[Sequence[int]], eos_id: int, vocab_size: int) -> TokenStream:
+    def of(
+        cls, documents: Sequence[Sequence[int] | np.ndarray], eos_id: int, vocab_size: int
+    ) -> TokenStream:
         """Joins tokenised documents, closing each with `eos_id`."""
         lengths = np.array([len(document) + 1 for document in documents], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)])

@@ -63,7 +63,13 @@ class Batches:
         return -(-len(self.rows) // self.batch_size)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, from 0; fields of shape [B, S]."""
+        """The batch of a step, from 0; fields of shape [B, S].
+
+        Raises:
+            IndexError: a negative step, or without a seed one past the last batch.
+        """
+        if not 0 <= step < len(self._batches):
+            raise IndexError(f"step {step} is not below {len(self._batches)}")
         return self._batches[step]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -217,12 +223,12 @@ def encode(documents: Sequence[Document], tokenizer: Tokenizer, cache_dir: Path)
             return _load_stream(file, tokenizer.vocab_size)
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             warnings.warn(f"encoding again: {file} is damaged: {error}", stacklevel=2)
-    ids: list[list[int]] = []
+    ids: list[np.ndarray] = []
     # Batches are encoded on all cores; small ones keep the progress line moving.
     texts = [document.text for document in documents]
     starts = range(0, len(texts), 64)
     for start in _progress(starts, "encoding"):
-        ids.extend(tokenizer.encode_batch(texts[start : start + 64]))
+        ids += (np.array(i, np.int32) for i in tokenizer.encode_batch(texts[start : start + 64]))
     stream = TokenStream.of(ids, tokenizer.eos_id, tokenizer.vocab_size)
     with atomic_path(file) as scratch:
         np.savez(scratch, ids=stream.ids, starts=stream.starts)
@@ -260,5 +266,5 @@ def _part_info(documents: Sequence[Document], rows: PackedRows) -> PartInfo:
 
 
 def _progress(items: Sequence[Any], what: str) -> Any:
-    """The items, with a progress line on stderr once they take long."""
-    return tqdm(items, desc=what, delay=_SLOW_SECONDS, leave=False)
+    """The items, with a progress line on a terminal once they take long."""
+    return tqdm(items, desc=what, delay=_SLOW_SECONDS, leave=False, disable=None)

@@ -119,7 +119,7 @@ def read_corpus(source: str, *, text_field: str = "text", errors: str = "strict"
         if not path.exists():
             raise FileNotFoundError(f"no corpus at {source!r}: give 'stdlib', a file or a folder")
         described = source
-        looked_for = "files that are not hidden" if path.is_dir() else f"text in {text_field!r}"
+        looked_for = "files that are not hidden" if path.is_dir() else "documents"
         read = _read_path(path, decoder, text_field)
 
     documents, empty = [], 0
@@ -130,8 +130,8 @@ def read_corpus(source: str, *, text_field: str = "text", errors: str = "strict"
             empty += 1
     if not documents:
         raise ValueError(
-            f"the corpus {source!r} is empty: looked for {looked_for} and found "
-            f"{empty} empty documents and {decoder.skipped} that are not UTF-8"
+            f"the corpus {source!r} has no text: looked for {looked_for} and found "
+            f"{empty} empty and {decoder.skipped} that are not UTF-8"
         )
     info = CorpusInfo(
         source=described,
@@ -176,19 +176,22 @@ def split_documents(documents: Sequence[Document], heldout_fraction: float) -> S
 
 
 def limit_bytes(documents: Sequence[Document], maximum: int | None) -> list[Document]:
-    """Takes documents in order while they fit in `maximum` bytes; one at the least.
+    """Chooses documents that fit in `maximum` bytes together, one at the least.
 
-    A document that does not fit is passed over; if none fits, the smallest is returned.
-    `None` takes them all.
+    They are tried in an order that depends on their texts alone, so that the choice is not one
+    of names that begin with A; the chosen ones keep their order. If none fits, the smallest is
+    returned; `None` takes them all.
     """
     if maximum is None:
         return list(documents)
-    taken, total = [], 0
-    for document in documents:
-        if total + document.bytes <= maximum:
-            taken.append(document)
-            total += document.bytes
-    return taken or [min(documents, key=lambda document: document.bytes)]
+    chosen, total = [], 0
+    for i in sorted(range(len(documents)), key=lambda i: _place(documents[i].text)):
+        if total + documents[i].bytes <= maximum:
+            chosen.append(i)
+            total += documents[i].bytes
+    if not chosen:
+        return [min(documents, key=lambda document: document.bytes)]
+    return [documents[i] for i in sorted(chosen)]
 
 
 def _place(text: str) -> float:
