@@ -1,0 +1,1 @@
+"""Supervised training: a pure step, the state it moves, and the loop that never loses work."""

@@ -1,0 +1,138 @@
+"""One training step, and one evaluation step, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pallas_kernels.cross_entropy import cross_entropy
+from zaya_jax import balance, optim
+from zaya_jax.config import Experiment, Model
+from zaya_jax.data.packing import Batch
+from zaya_jax.model import functional
+from zaya_jax.model.block import RouterStats
+from zaya_jax.model.functional import Biases, Params
+from zaya_jax.train.state import TrainState
+
+
+class Metrics(NamedTuple):
+    """What a step reports; float32 scalars but for those with a layer axis L.
+
+    Attributes:
+      loss: nats per weighted target.
+      tokens: weighted targets in the batch.
+      grad_norm: global, before clipping.
+      learning_rate: of this step.
+      load_entropy: [L] entropy of the experts' loads over log E: 1 is a perfect balance.
+      max_load: [L] largest share of the routed tokens that one expert got.
+      skip_share: [L] share of all live tokens that took the skip class.
+      routing_entropy: [L] mean entropy of a token's own distribution over the classes, in nats.
+      load: [L, E] share of the routed tokens that each expert got.
+    """
+
+    loss: jax.Array
+    tokens: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    load_entropy: jax.Array
+    max_load: jax.Array
+    skip_share: jax.Array
+    routing_entropy: jax.Array
+    load: jax.Array
+
+
+def summed_nats(
+    model: Model, params: Params, biases: Biases, batch: Batch
+) -> tuple[jax.Array, jax.Array, RouterStats]:
+    """Negative log-likelihood of a batch.
+
+    Args:
+      batch: fields [B, S], see `zaya_jax.data.Batch`.
+
+    Returns:
+      Weighted sum of nats over the targets, the sum of their weights (scalars, float32 at least),
+      and the statistics of every router.
+    """
+    decoder = functional.merge(model, params, biases)
+    out = decoder(batch.tokens, batch.segment_ids, batch.positions)
+    hidden = out.hidden.reshape(-1, out.hidden.shape[-1])
+    logprob = cross_entropy(
+        hidden,
+        decoder.embedding[...].astype(hidden.dtype),
+        batch.targets.reshape(-1),
+        implementation=model.ops.cross_entropy,
+    )
+    weights = batch.loss_weights.reshape(-1).astype(logprob.dtype)
+    return -jnp.sum(logprob * weights), jnp.sum(weights), out.stats
+
+
+def make_train_step(
+    experiment: Experiment,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step `(state, batch) -> (state, metrics)`; the state given to it is donated."""
+    model = experiment.model
+    optimizer, controller = optim.optimizer(experiment), balance.controller(experiment.balance)
+    learning_rate = optim.schedule(experiment.optim, experiment.train.steps)
+
+    def loss_of(params: Params, biases: Biases, batch: Batch):
+        nats, tokens, stats = summed_nats(model, params, biases, batch)
+        # A batch of nothing but padding has loss 0 and no gradient.
+        return nats / jnp.where(tokens > 0, tokens, 1), (tokens, stats)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (loss, (tokens, stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state.biases, batch
+        )
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        nudges, balance_state = controller.update(
+            balance.errors(model, stats.counts), state.balance, state.biases
+        )
+        metrics = Metrics(
+            loss=loss,
+            tokens=tokens,
+            grad_norm=optax.global_norm(gradients),
+            learning_rate=learning_rate(state.step),
+            **router_metrics(model, stats),
+        )
+        moved = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            biases=optax.apply_updates(state.biases, nudges),
+            optimizer=optimizer_state,
+            balance=balance_state,
+        )
+        return moved, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(
+    model: Model,
+) -> Callable[[Params, Biases, Batch], tuple[jax.Array, jax.Array]]:
+    """The jitted step `(params, biases, batch) -> (summed nats, targets)`; moves nothing."""
+
+    def step(params: Params, biases: Biases, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        nats, tokens, _ = summed_nats(model, params, biases, batch)
+        return nats, tokens
+
+    return jax.jit(step)
+
+
+def router_metrics(model: Model, stats: RouterStats) -> dict[str, jax.Array]:
+    """The fields of `Metrics` that speak of routers, from counts [L, classes]."""
+    E = model.router.experts
+    counts = stats.counts.astype(jnp.float32)
+    routed, everything = jnp.sum(counts[:, :E], axis=1), jnp.sum(counts, axis=1)
+    load = counts[:, :E] / jnp.maximum(routed, 1)[:, None]
+    entropy = -jnp.sum(jnp.where(load > 0, load * jnp.log(load), 0), axis=1)
+    return {
+        "load": load,
+        "load_entropy": entropy / jnp.log(max(E, 2)),
+        "max_load": jnp.max(load, axis=1),
+        "skip_share": (everything - routed) / jnp.maximum(everything, 1),
+        "routing_entropy": stats.entropy,
+    }
