@@ -1,0 +1,45 @@
+"""The definition of attention over a cache, in plain jnp: every position, then a mask."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def decode_attention(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    lengths: jax.Array,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    start: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(scale * q k^T + mask) v; see `pallas_kernels.decode_attention.decode_attention`."""
+    B, H, C = q.shape
+    K, T = k_cache.shape[1:3]
+    compute = jnp.promote_types(q.dtype, jnp.float32)
+    scale = C**-0.5 if scale is None else scale
+
+    first, end = attended(lengths, start, window)
+    position = jnp.arange(T)
+    visible = (position >= first[:, None]) & (position < end[:, None])  # [B, T]
+
+    grouped = q.reshape(B, K, H // K, C)
+    scores = jnp.einsum("bkgc,bktc->bkgt", grouped, k_cache, preferred_element_type=compute)
+    scores = jnp.where(visible[:, None, None], scores * scale, jnp.finfo(compute).min)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(v_cache.dtype)
+    out = jnp.einsum("bkgt,bktc->bkgc", probabilities, v_cache, preferred_element_type=compute)
+    out = jnp.where((first < end)[:, None, None, None], out, 0)
+    return out.reshape(B, H, C).astype(q.dtype)
+
+
+def attended(
+    lengths: jax.Array, start: jax.Array | None, window: int | None
+) -> tuple[jax.Array, jax.Array]:
+    """`(first, end)`, int [B] each: row b attends the positions first[b] <= p < end[b]."""
+    first = jnp.zeros_like(lengths) if start is None else start
+    if window is not None:
+        first = jnp.maximum(first, lengths - window)
+    return first, lengths
