@@ -1,0 +1,197 @@
+"""The run directory: what lies where in it, whose run it is, and what it ran on.
+
+    config.json        the experiment, fully resolved
+    data.json          the corpus, its hash, and what was made of it
+    environment.json   one record for each start: command, versions, commit, hardware
+    metrics.jsonl      see `zaya_jax.train.metrics`
+    tensorboard/       the same as events
+    checkpoints/       see `zaya_jax.train.checkpoint`
+    tokenizer/         tokenizer.json and its config
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from zaya_jax.config import Experiment, from_dict, to_dict
+from zaya_jax.data.cache import atomic_path
+from zaya_jax.errors import UserError
+
+CONFIG, DATA, ENVIRONMENT = "config.json", "data.json", "environment.json"
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+
+MAY_CHANGE = (
+    "name",
+    "data.cache_dir",
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "model.remat",
+    "model.ops",
+)
+"""Fields (or sections) in which a resumed run may differ from what its directory says: how long and
+how it is run, not what is trained. A cosine schedule follows a new `train.steps`. The form of the
+layers may not change: it is the layout of the checkpoint."""
+
+_DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def claim(experiment: Experiment, folder: Path) -> bool:
+    """Makes `folder` the run directory of `experiment`, or takes the run in it up again.
+
+    Returns:
+      Whether a run of this experiment was there already.
+
+    Raises:
+      UserError: the folder cannot be written, holds other things, or a run of another config; the
+        message lists the fields that differ.
+    """
+    config_file = folder / CONFIG
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        resumed = config_file.exists()
+        if resumed:
+            _check_same(experiment, read_config(folder), folder)
+        elif any(folder.iterdir()):
+            raise UserError(
+                f"--workdir={folder} is neither empty nor a run directory (it has no {CONFIG}): "
+                "give a new or an empty folder"
+            )
+        write_json(config_file, to_dict(experiment))
+    except OSError as error:
+        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
+    return resumed
+
+
+def read_config(folder: Path) -> Experiment:
+    """The experiment of a run directory.
+
+    Raises:
+      UserError: there is no `config.json`, or it cannot be read as one of this version.
+    """
+    file = folder / CONFIG
+    try:
+        return from_dict(json.loads(file.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run directory: it has no {CONFIG}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> dict[str, tuple]:
+    """The leaves in which two nested dicts differ: dotted path -> (value in a, value in b)."""
+    found: dict[str, tuple] = {}
+    for name in dict.fromkeys([*a, *b]):
+        where, left, right = f"{path}{name}", a.get(name), b.get(name)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found |= differences(left, right, f"{where}.")
+        elif left != right:
+            found[where] = (left, right)
+    return found
+
+
+def _check_same(experiment: Experiment, there: Experiment, folder: Path) -> None:
+    changed = {
+        path: values
+        for path, values in differences(to_dict(there), to_dict(experiment)).items()
+        if not any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)
+    }
+    if changed:
+        lines = [f"  {path}: {old!r} there, {new!r} here" for path, (old, new) in changed.items()]
+        raise UserError(
+            f"--workdir={folder} holds a run of another config:\n" + "\n".join(lines) + "\n"
+            "give another --workdir, or the same config to resume that run"
+        )
+
+
+def check_data(folder: Path, info: Mapping[str, Any]) -> None:
+    """Records what the data is (`DataInfo.as_json`), or compares it with what was recorded.
+
+    Raises:
+      UserError: the run in `folder` began on other text.
+    """
+    file = folder / DATA
+    info = json.loads(json.dumps(info))
+    if file.exists():
+        changed = differences(json.loads(file.read_text()), info)
+        if changed:
+            lines = [f"  {path}: {old!r} then, {new!r} now" for path, (old, new) in changed.items()]
+            raise UserError(
+                f"the data changed since the run in {folder} began:\n" + "\n".join(lines) + "\n"
+                "restore it, or train anew in another --workdir"
+            )
+    write_json(file, info)
+
+
+def record_environment(folder: Path) -> None:
+    """Appends the record of this start to `environment.json`."""
+    file = folder / ENVIRONMENT
+    starts = json.loads(file.read_text()) if file.exists() else []
+    write_json(file, [*starts, environment()])
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside the config: command, versions, commit, hardware."""
+    import jax
+
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": _cores(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this code, `-dirty` if tracked files differ; None outside a git checkout."""
+    root = Path(__file__).parents[2]
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _cores() -> int | None:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    with atomic_path(file) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
