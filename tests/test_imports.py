@@ -28,6 +28,7 @@ FLOOR = {
     "parallel": 3,
     "hf": 4,
     "infer": 4,
+    "load": 4,
     "train": 4,
     "evals": 5,
     "rl": 5,
