@@ -112,12 +112,18 @@ def make_train_step(
 
 def make_eval_step(
     model: Model,
-) -> Callable[[Params, Biases, Batch], tuple[jax.Array, jax.Array]]:
-    """The jitted step `(params, biases, batch) -> (summed nats, targets)`; moves nothing."""
+) -> Callable[[Params, Biases, Batch], tuple[jax.Array, jax.Array, jax.Array]]:
+    """The jitted step `(params, biases, batch) -> (nats, targets, counts)`; it moves nothing.
 
-    def step(params: Params, biases: Biases, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        nats, tokens, _ = summed_nats(model, params, biases, batch)
-        return nats, tokens
+    nats: summed, not averaged, over the weighted targets. targets: the sum of their weights.
+    counts: [L, E] tokens that chose each expert.
+    """
+
+    def step(
+        params: Params, biases: Biases, batch: Batch
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        nats, targets, stats = summed_nats(model, params, biases, batch)
+        return nats, targets, stats.counts[:, : model.router.experts]
 
     return jax.jit(step)
 

@@ -1,0 +1,37 @@
+"""The demo: a ZAYA that two CPU cores train on Python's own sources in minutes."""
+
+from zaya_jax import config
+
+
+def get_config():
+    """Chosen by search; see docs/results.md."""
+    model = config.Model(
+        vocab_size=2048,
+        hidden_size=128,
+        num_layers=4,
+        expert_width=128,
+        context_length=512,
+        pad_id=0,
+        bos_id=2,
+        eos_id=1,
+        attention=config.Attention(heads=4, kv_heads=2, head_dim=32, rope_theta=1e4),
+        router=config.Router(experts=8, width=64),
+        layers="unroll",
+    )
+    return config.to_config_dict(
+        config.Experiment(
+            name="zaya1_tiny",
+            model=model,
+            data=config.Data(heldout_max_bytes=250_000),
+            train=config.Train(
+                steps=600,
+                batch_size=16,
+                sequence_length=256,
+                eval_every=200,
+                checkpoint_every=200,
+            ),
+            optim=config.Optim(
+                learning_rate=5e-3, warmup_steps=40, final_fraction=0.05, weight_decay=0.1
+            ),
+        )
+    )

@@ -1,0 +1,41 @@
+"""Trains what the config says in a run directory, and resumes the run that is there.
+
+Ctrl-C or SIGTERM saves a checkpoint first; the same command goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zaya_jax import config, options
+
+
+def define_flags() -> None:
+    """See `zaya_jax.options`."""
+    options.config()
+    options.workdir()
+    options.json()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0 when the last step was done, 128 + the signal's number when one stopped the run."""
+    experiment = config.freeze(options.require("config"))
+    folder = Path(options.require("workdir"))
+    from zaya_jax.train import loop  # not above: `--help` needs no jax
+
+    result = loop.train(experiment, folder)
+    options.write_json(
+        {
+            "workdir": str(result.folder),
+            "step": result.step,
+            "seconds": result.seconds,
+            "heldout_bits_per_byte": result.bits_per_byte,
+        }
+    )
+    if result.interrupted is not None and result.step < experiment.train.steps:
+        return 128 + int(result.interrupted)
+    print(f"done: {folder}")
+    print(f"  python launch.py generate --model={folder} --prompt='def '")
+    print(f"  python launch.py report --workdir={folder}")
+    print(f"  python launch.py export --model={folder} --out={folder}/hf")
+    return 0

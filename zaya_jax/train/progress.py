@@ -1,0 +1,87 @@
+"""The live line: one line redrawn on a terminal, a line every few seconds in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+TERMINAL_SECONDS, LOG_SECONDS = 0.5, 10.0
+
+
+class Progress:
+    """Tells how a run is doing.
+
+    Args:
+      steps: of the whole run.
+      stream: where to; redrawn in place if it is a terminal.
+    """
+
+    def __init__(self, steps: int, stream: TextIO | None = None):
+        self._steps = steps
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty()
+        self._drawn = 0
+        self._last = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time to update."""
+        wait = TERMINAL_SECONDS if self._live else LOG_SECONDS
+        return time.monotonic() - self._last >= wait
+
+    def update(
+        self, step: int, loss: float, entropy: float, tokens_per_second: float, left: float
+    ) -> None:
+        """Shows the state after `step` steps.
+
+        Args:
+          step: steps done.
+          loss: nats per token.
+          entropy: router-load entropy, mean over layers, 1 at perfect balance.
+          tokens_per_second: lately.
+          left: seconds to the end.
+        """
+        line = (
+            f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {loss:6.3f}  "
+            f"load entropy {entropy:.3f}  {tokens_per_second:>8,.0f} tokens/s  "
+            f"{clock(left)} left"
+        )
+        self._last = time.monotonic()
+        if self._live:
+            self._stream.write("\r" + line.ljust(self._drawn))
+            self._drawn = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays, above the live one."""
+        if self._live and self._drawn:
+            self._stream.write("\r" + " " * self._drawn + "\r")
+            self._drawn = 0
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+class Rate:
+    """Tokens per second, over the time that was spent on steps alone."""
+
+    def __init__(self, decay: float = 0.9):
+        self._decay, self._tokens, self._seconds = decay, 0.0, 0.0
+
+    def add(self, tokens: float, seconds: float) -> None:
+        """Accounts for steps done; older ones count less and less."""
+        self._tokens = self._decay * self._tokens + tokens
+        self._seconds = self._decay * self._seconds + seconds
+
+    @property
+    def value(self) -> float:
+        """Tokens per second; 0 before the first step."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+
+def clock(seconds: float) -> str:
+    """`0:09`, `12:34` or `1:23:45`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
