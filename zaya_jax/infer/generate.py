@@ -1,0 +1,314 @@
+"""From requests to completions: cached decoding of a batch on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax.errors import UserError
+from zaya_jax.infer import programs, sampler
+from zaya_jax.infer.sampler import Filters, Sampling
+from zaya_jax.infer.text import TextStream
+from zaya_jax.load import Loaded
+from zaya_jax.model.functional import Params, declarations
+
+SHORTEST_BUCKET = 16
+"""Prompts are padded to powers of two from here on, so that few lengths are ever compiled."""
+
+PATIENCE = 0.1
+"""Seconds between two pieces of streamed text, if a token takes less."""
+
+# These are read in the activation dtype only; the others also in the float32 parts of a layer.
+CAST_ONCE = frozenset({"matrix", "embedding", "convolution"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to continue.
+
+    prompt: text, or token ids taken as they are. Text of a tokenizer that opens texts with a
+      begin-of-sequence token gets one. An empty prompt stands for that token (if there is none,
+      for end-of-sequence).
+    max_tokens: of the completion, end-of-sequence included.
+    sampling: how each token is chosen; greedy by default.
+    stop: strings before which the text ends.
+    """
+
+    prompt: str | Sequence[int]
+    max_tokens: int = 256
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What was generated for one request.
+
+    text: without special tokens, without the stop string and what follows.
+    tokens: all tokens chosen: an end-of-sequence is the last of them, as is the token that
+      completed a stop string.
+    logprobs: of each token, in nats, under the model at temperature 1.
+    finish: `eos`, `stop` (a stop string) or `length` (max_tokens or the context).
+    prompt_tokens: ids that the prompt became.
+    notes: what was changed in the request.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish: Literal["eos", "stop", "length"]
+    prompt_tokens: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Timing:
+    """Seconds and tokens of everything a generator has done.
+
+    compile_seconds: not in the other times.
+    first_seconds: of the prefills, until the first token was on the host.
+    decode_seconds, decode_tokens: of the tokens after the first.
+    """
+
+    compile_seconds: float = 0.0
+    first_seconds: float = 0.0
+    first_tokens: int = 0
+    decode_seconds: float = 0.0
+    decode_tokens: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding; 0 if nothing was decoded."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+class Generator:
+    """Holds the weights and the compiled programs, and completes requests in batches.
+
+    A completion does not depend on how many steps run between two looks of the host, and what is
+    drawn for a request not on its neighbours (their number of rows may change the last bits of a
+    logit; see `sampler`).
+    """
+
+    def __init__(self, loaded: Loaded, *, batch: int = 1, capacity: int | None = None):
+        """Args:
+          loaded: the network; its layers must be in the form `unroll`.
+          batch: rows that run together.
+          capacity: tokens a row has room for, prompt and completion; None for the model's context.
+
+        Raises:
+          UserError: a batch or capacity below 1, or a capacity beyond the context.
+        """
+        context = loaded.model.context_length
+        if batch < 1:
+            raise UserError(f"batch = {batch}: expected at least 1")
+        if capacity is not None and not 1 <= capacity <= context:
+            raise UserError(
+                f"capacity = {capacity}: expected 1 to model.context_length = {context}"
+            )
+        self.loaded, self.batch, self.capacity = loaded, batch, capacity or context
+        self.timing = Timing()
+        self._params = cast_once(loaded)
+        self._biases = {name: jnp.asarray(value) for name, value in loaded.biases.items()}
+        self._stop_ids = np.array(sorted(loaded.stop_ids), np.int32)
+        self._compiled: dict[Any, Callable] = {}
+
+    def generate(
+        self,
+        requests: Iterable[Request],
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Completion]:
+        """Completes every request, `batch` at a time, in order.
+
+        Args:
+          requests: what to complete; all are checked before anything runs.
+          on_text: called with a request's index and new text as soon as it is certain.
+
+        Raises:
+          UserError: a prompt that is too long, holds an id outside the vocabulary, or is text
+            where there is no tokenizer; max_tokens below 1; an empty stop string; weights that
+            give no finite logit.
+        """
+        answers = [
+            _Answer(self.loaded, request, self.capacity, index)
+            for index, request in enumerate(requests)
+        ]
+        emit = on_text or (lambda index, text: None)
+        for begin in range(0, len(answers), self.batch):
+            self._run(answers[begin : begin + self.batch], emit, streaming=on_text is not None)
+        return [answer.completion() for answer in answers]
+
+    def _run(self, group: list[_Answer], emit: Callable[[int, str], None], streaming: bool) -> None:
+        counts = np.zeros(self.batch, np.int32)
+        counts[: len(group)] = [len(answer.prompt) for answer in group]
+        length = min(bucket(int(counts.max())), self.capacity)
+        tokens = np.zeros((self.batch, length), np.int32)
+        for row, answer in zip(tokens, group, strict=False):
+            row[: len(answer.prompt)] = answer.prompt
+        idle = [Sampling()] * (self.batch - len(group))
+        settings = [answer.request.sampling for answer in group] + idle
+        filters, rows = sampler.batch(settings, self.loaded.model.vocab_size)
+
+        arguments = (self._params, self._biases, tokens, counts, rows)
+        prefill = self._program("prefill", filters, length, arguments)
+        begun = time.perf_counter()
+        state, chosen = prefill(*arguments)
+        took = self._deliver(group, chosen, emit, begun)
+        self.timing.first_seconds += took
+        self.timing.first_tokens += len(group)
+
+        steps = 1 if streaming else programs.MOST_STEPS
+        while any(answer.remaining for answer in group):
+            remaining = np.zeros(self.batch, np.int32)
+            remaining[: len(group)] = [answer.remaining for answer in group]
+            rest = (remaining, np.int32(steps), self._stop_ids, rows)
+            arguments = (self._params, self._biases, state, *rest)
+            decode = self._program("decode", filters, 0, arguments)
+            before = sum(len(answer.tokens) for answer in group)
+            begun = time.perf_counter()
+            state, chosen = decode(*arguments)
+            took = self._deliver(group, chosen, emit, begun)
+            self.timing.decode_seconds += took
+            self.timing.decode_tokens += sum(len(answer.tokens) for answer in group) - before
+            if streaming:
+                steps = max(1, min(programs.MOST_STEPS, 2 * steps, int(PATIENCE * steps / took)))
+
+    def _deliver(
+        self,
+        group: list[_Answer],
+        chosen: programs.Chosen,
+        emit: Callable[[int, str], None],
+        begun: float,
+    ) -> float:
+        """Hands the tokens of a call to their answers; returns the seconds since `begun`."""
+        tokens, logprobs = np.asarray(chosen.tokens), np.asarray(chosen.logprobs)
+        for column, answer in enumerate(group):
+            for token, logprob in zip(tokens[:, column], logprobs[:, column], strict=True):
+                if token < 0 or not answer.remaining:
+                    break
+                if text := answer.push(int(token), float(logprob)):
+                    emit(answer.index, text)
+        return time.perf_counter() - begun
+
+    def _program(self, name: str, filters: Filters, length: int, arguments: tuple) -> Callable:
+        """The compiled program for these static arguments, compiled on first use."""
+        key = (name, filters, length)
+        if key not in self._compiled:
+            begun = time.perf_counter()
+            model = self.loaded.model
+            if name == "prefill":
+                run = jax.jit(functools.partial(programs.prefill, model, filters, self.capacity))
+            else:
+                run = jax.jit(functools.partial(programs.decode, model, filters), donate_argnums=2)
+            self._compiled[key] = run.lower(*arguments).compile()
+            self.timing.compile_seconds += time.perf_counter() - begun
+        return self._compiled[key]
+
+
+class _Answer:
+    """A request on its way: checked on creation, then fed token by token."""
+
+    def __init__(self, loaded: Loaded, request: Request, capacity: int, index: int):
+        self.request, self.index, self.source = request, index, loaded.source.path
+        self.prompt = encode(loaded, request.prompt)
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.notes: tuple[str, ...] = ()
+        self.finish: Literal["eos", "stop", "length"] = "length"
+        if request.max_tokens < 1:
+            raise UserError(f"max_tokens = {request.max_tokens}: expected at least 1")
+        if "" in request.stop:
+            raise UserError("stop: an empty string ends every text before it begins")
+        if request.stop:
+            loaded.require_tokenizer()
+        room = capacity - len(self.prompt)
+        if room < 1:
+            limit = (
+                "model.context_length" if capacity == loaded.model.context_length else "capacity"
+            )
+            raise UserError(
+                f"the prompt has {len(self.prompt)} tokens: {limit} = {capacity} must hold it and "
+                "at least one more"
+            )
+        self.remaining = min(request.max_tokens, room)
+        if self.remaining < request.max_tokens:
+            self.notes = (
+                f"max_tokens = {request.max_tokens} lowered to {room}: the prompt has "
+                f"{len(self.prompt)} tokens of the {capacity} that fit",
+            )
+        self._stop_ids = loaded.stop_ids
+        self._text = TextStream(loaded.tokenizer, request.stop)
+
+    def push(self, token: int, logprob: float) -> str:
+        """Takes the next token; returns the text that became certain."""
+        if not np.isfinite(logprob):
+            raise UserError(f"--model={self.source}: no logit is finite; are its weights damaged?")
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.remaining -= 1
+        if token in self._stop_ids:
+            self.finish, self.remaining = "eos", 0
+            return self._text.close()
+        text = self._text.push(token)
+        if not self.remaining and not self._text.stopped:
+            text += self._text.close()
+        if self._text.stopped:
+            self.finish, self.remaining = "stop", 0
+        return text
+
+    def completion(self) -> Completion:
+        return Completion(
+            self._text.text,
+            self.tokens,
+            self.logprobs,
+            self.finish,
+            len(self.prompt),
+            self.notes,
+        )
+
+
+def encode(loaded: Loaded, prompt: str | Sequence[int]) -> list[int]:
+    """The ids of a prompt; see `Request`.
+
+    Raises:
+      UserError: text without a tokenizer, or an id outside the model's vocabulary.
+    """
+    if isinstance(prompt, str):
+        ids = loaded.require_tokenizer().encode(prompt)
+        if loaded.opens_with_bos:
+            ids = [loaded.start_id, *ids]
+    else:
+        ids = [int(i) for i in prompt]
+    ids = ids or [loaded.start_id]
+    size = loaded.model.vocab_size
+    outside = sorted({i for i in ids if not 0 <= i < size})
+    if outside:
+        why = "; its tokenizer is larger than the model" if isinstance(prompt, str) else ""
+        raise UserError(
+            f"the prompt holds ids {outside[:5]}, outside model.vocab_size = {size}{why}"
+        )
+    return ids
+
+
+def bucket(length: int) -> int:
+    """The padded length of a prompt: the next power of two."""
+    return max(SHORTEST_BUCKET, 1 << (length - 1).bit_length())
+
+
+def cast_once(loaded: Loaded) -> Params:
+    """The parameters on the device, those that every step would cast in the activation dtype."""
+    declared = declarations(loaded.model)
+    dtype = jnp.dtype(loaded.model.activation_dtype)
+    return {
+        name: jnp.asarray(value).astype(dtype)
+        if declared[name].group in CAST_ONCE
+        else jnp.asarray(value)
+        for name, value in loaded.params.items()
+    }

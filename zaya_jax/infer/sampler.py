@@ -1,0 +1,195 @@
+"""From logits to tokens: greedy, temperature, top-k, top-p and min-p, per row of a batch.
+
+The order is that of transformers: temperature, then top-k, then top-p, then min-p, each on what the
+ones before it left. Neither top-k nor top-p sorts the vocabulary. Both keep the smallest set of
+largest logits that weighs enough (k tokens, or a mass of p), so both are one threshold, which is
+found by bisection over the bits of a float32: 32 passes over the row, exact.
+
+A row's draw depends on its own logits, settings, seed and position only, never on the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax.errors import UserError
+
+BLOCK = 512  # tokens that are drawn among in one step; about the root of a large vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one request are chosen.
+
+    temperature: divides the logits; 0 is greedy, and then the filters and the seed mean nothing.
+    top_k: keep the k most likely tokens (and ties with the last); None keeps all.
+    top_p: keep the fewest most likely tokens whose probabilities sum to p (Holtzman et al. 2019).
+    min_p: keep tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024).
+    seed: of the draws.
+
+    Raises:
+      UserError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        def need(holds: bool, name: str, accepted: str) -> None:
+            if not holds:
+                raise UserError(f"{name} = {getattr(self, name)!r}: expected {accepted}")
+
+        finite = np.isfinite(self.temperature)
+        need(finite and self.temperature >= 0, "temperature", "a finite number of at least 0")
+        need(self.top_k is None or self.top_k >= 1, "top_k", "at least 1, or none")
+        need(0 < self.top_p <= 1, "top_p", "a share above 0, at most 1")
+        need(0 <= self.min_p <= 1, "min_p", "a share from 0 to 1")
+        need(0 <= self.seed < 2**63, "seed", "0 <= seed < 2**63")
+
+
+class Filters(NamedTuple):
+    """Which parts of `sample` any row of a batch needs; static, so that the rest costs nothing."""
+
+    draw: bool
+    top_k: bool
+    top_p: bool
+    min_p: bool
+
+
+class Rows(NamedTuple):
+    """The settings of a batch, one row a request: what `sample` reads at run time.
+
+    temperature, top_p, min_p: [B] float32. top_k: [B] int32, the vocabulary's size if off.
+    seed: [B, 2] uint32, low and high word.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    seed: jax.Array
+
+
+def batch(settings: Sequence[Sampling], vocab_size: int) -> tuple[Filters, Rows]:
+    """The settings of the rows of a batch in the form that `sample` takes."""
+    drawn = [s for s in settings if s.temperature > 0]
+    filters = Filters(
+        draw=bool(drawn),
+        top_k=any(s.top_k is not None and s.top_k < vocab_size for s in drawn),
+        top_p=any(s.top_p < 1 for s in drawn),
+        min_p=any(s.min_p > 0 for s in drawn),
+    )
+    rows = Rows(
+        temperature=np.array([s.temperature for s in settings], np.float32),
+        top_k=np.array([min(s.top_k or vocab_size, vocab_size) for s in settings], np.int32),
+        top_p=np.array([s.top_p for s in settings], np.float32),
+        min_p=np.array([s.min_p for s in settings], np.float32),
+        seed=np.array([(s.seed & 0xFFFFFFFF, s.seed >> 32) for s in settings], np.uint32),
+    )
+    return filters, rows
+
+
+def sample(
+    logits: jax.Array, rows: Rows, positions: jax.Array, filters: Filters
+) -> tuple[jax.Array, jax.Array]:
+    """Chooses one token a row.
+
+    Args:
+      logits: [B, V], any floating dtype; NaN counts as minus infinity.
+      rows: the settings.
+      positions: [B] int32, index in its sequence of the token to choose; with the seed, it decides
+        the draw.
+      filters: static; what the rows need.
+
+    Returns:
+      tokens [B] int32, and their log-probabilities [B] float32 under the model itself (temperature
+      1, nothing filtered). A row without a finite logit gives token 0 and minus infinity.
+    """
+    logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    narrow = logits.astype(jnp.float32)
+    if filters.draw:
+        greedy = rows.temperature <= 0
+        kept = keep(narrow / jnp.where(greedy, 1, rows.temperature)[:, None], rows, filters)
+        tokens = jnp.where(greedy, tokens, _draw(kept, rows.seed, positions))
+    chosen = jnp.take_along_axis(narrow, tokens[:, None], axis=-1)[:, 0]
+    total = jax.nn.logsumexp(narrow, axis=-1)
+    return tokens, jnp.where(jnp.isfinite(total), chosen - total, -jnp.inf)
+
+
+def keep(logits: jax.Array, rows: Rows, filters: Filters) -> jax.Array:
+    """float32 logits [B, V], after temperature, with minus infinity where a filter drops a token."""
+    if filters.top_k:
+        at_least = largest_set(logits, jnp.ones_like(logits), rows.top_k.astype(jnp.float32))
+        logits = jnp.where(logits >= at_least[:, None], logits, -jnp.inf)
+    if filters.top_p:
+        at_least = largest_set(logits, jax.nn.softmax(logits, axis=-1), rows.top_p)
+        at_least = jnp.where(rows.top_p < 1, at_least, -jnp.inf)  # p = 1 drops nothing at all
+        logits = jnp.where(logits >= at_least[:, None], logits, -jnp.inf)
+    if filters.min_p:
+        most = jnp.max(logits, axis=-1, keepdims=True)
+        logits = jnp.where(logits >= most + jnp.log(rows.min_p)[:, None], logits, -jnp.inf)
+    return logits
+
+
+def largest_set(logits: jax.Array, weights: jax.Array, enough: jax.Array) -> jax.Array:
+    """The highest threshold above which the logits of a row weigh enough.
+
+    Args:
+      logits: [B, V] float32.
+      weights: [B, V] float32, not negative.
+      enough: [B] float32.
+
+    Returns:
+      [B] float32: the largest t with sum(weights[logits >= t]) >= enough; minus infinity if the
+      whole row is not enough.
+    """
+    ranks = _rank(logits)
+
+    def halve(bit: jax.Array, found: jax.Array) -> jax.Array:
+        higher = found | (jnp.uint32(1) << (31 - bit).astype(jnp.uint32))
+        weight = jnp.sum(jnp.where(ranks >= higher[:, None], weights, 0), axis=-1)
+        return jnp.where(weight >= enough, higher, found)
+
+    found = jax.lax.fori_loop(0, 32, halve, jnp.zeros(logits.shape[:1], jnp.uint32))
+    return jnp.where(found < _rank(jnp.float32(-jnp.inf)), -jnp.inf, _unrank(found))
+
+
+def _rank(x: jax.Array) -> jax.Array:
+    """uint32 in the same order as the float32: sign bit flipped, negatives complemented."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _unrank(rank: jax.Array) -> jax.Array:
+    bits = jnp.where(rank >> 31 == 1, rank & jnp.uint32((1 << 31) - 1), ~rank)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _draw(logits: jax.Array, seeds: jax.Array, positions: jax.Array) -> jax.Array:
+    """A draw from the softmax of each row, [B, V] -> [B] int32, in two steps by the Gumbel trick.
+
+    First a block of the vocabulary by its mass, then a token in it: that needs noise for
+    V / BLOCK + BLOCK numbers instead of V.
+    """
+    size = logits.shape[-1]
+    blocks = -(-size // BLOCK)
+    padding = ((0, 0), (0, blocks * BLOCK - size))
+    logits = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(-1, blocks, BLOCK)
+
+    def row(logits: jax.Array, seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed[0]), seed[1])
+        noise = jax.random.gumbel(jax.random.fold_in(key, position), (blocks + BLOCK,))
+        block = jnp.argmax(jax.nn.logsumexp(logits, axis=-1) + noise[:blocks])
+        return block * BLOCK + jnp.argmax(logits[block] + noise[blocks:])
+
+    return jax.vmap(row)(logits, seeds, positions).astype(jnp.int32)

@@ -1,0 +1,225 @@
+"""Opens whatever `--model=` names: a run directory, a checkpoint in it, or a Hugging Face folder.
+
+Every verb that needs weights calls `load`, so all accept the same things and fail in the same
+words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from zaya_jax.config import Model, Ops
+from zaya_jax.data.tokenizer import Tokenizer
+from zaya_jax.errors import UserError
+from zaya_jax.model import forms
+
+Values = dict[str, jax.Array]
+
+CONFIG, CHECKPOINTS, TOKENIZER = "config.json", "checkpoints", "tokenizer"
+"""What a run directory holds; see DESIGN's conventions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where weights came from.
+
+    kind: `run` (a run directory or a checkpoint in it) or `folder` (Hugging Face or imported).
+    path: the run directory, or the folder.
+    step: of the checkpoint, where one was named; None means the newest.
+    """
+
+    kind: Literal["run", "folder"]
+    path: Path
+    step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A network with its values.
+
+    model: its shape and how it computes.
+    params, biases: flat, by dotted path (see `zaya_jax.model.functional`).
+    tokenizer: None if there was none; `require_tokenizer` says so in words.
+    opens_with_bos: whether text begins with the tokenizer's begin-of-sequence token.
+    """
+
+    model: Model
+    params: Values
+    biases: Values
+    tokenizer: Tokenizer | None
+    source: Source
+    opens_with_bos: bool = False
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+          UserError: there is none.
+        """
+        if self.tokenizer is None:
+            place = self.source.path
+            place = place / TOKENIZER if self.source.kind == "run" else place
+            raise UserError(
+                f"--model={self.source.path}: no tokenizer: text needs a tokenizer.json in {place}"
+            )
+        return self.tokenizer
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a text: the model's and the tokenizer's end-of-sequence."""
+        ids = {self.model.eos_id}
+        return frozenset(ids if self.tokenizer is None else ids | {self.tokenizer.eos_id})
+
+    @property
+    def start_id(self) -> int:
+        """The token that an empty prompt stands for: begin-of-sequence, else end-of-sequence."""
+        if self.tokenizer is None:
+            return self.model.bos_id
+        bos = self.tokenizer.bos_id
+        return self.tokenizer.eos_id if bos is None else bos
+
+
+def load(
+    path: str | Path,
+    *,
+    layers: str = "unroll",
+    param_dtype: str | None = None,
+    activation_dtype: str | None = None,
+    ops: Ops | None = None,
+) -> Loaded:
+    """Reads weights, model section and tokenizer.
+
+    Args:
+      path: a run directory, `checkpoints/STEP` in one, a Hugging Face folder (either layout), or
+        a folder that `launch.py import` wrote.
+      layers: the form of the layers to return, `unroll` or `scan`.
+      param_dtype: to which parameters are cast; None keeps them as stored. Balancing biases are
+        never cast: they are compared with float32 probabilities.
+      activation_dtype: None keeps the model's.
+      ops: implementations of the ops; None keeps the model's.
+
+    Returns:
+      `Loaded`. A run's special ids are those of its tokenizer.
+
+    Raises:
+      UserError: no such path; none of these forms; an unreadable tokenizer; what the readers of
+        the forms raise.
+    """
+    path = Path(path).expanduser()
+    source = locate(path)
+    if source.kind == "run":
+        model, params, biases, tokenizer_dir = _open_run(source, path)
+    else:
+        model, params, biases, tokenizer_dir = _open_folder(source.path, param_dtype)
+    tokenizer = _open_tokenizer(tokenizer_dir)
+    if source.kind == "run" and tokenizer is not None:
+        model = _with_ids_of(tokenizer, model)
+
+    model, params, biases = forms.convert(model, params, biases, layers)
+    if param_dtype is not None:
+        params = {name: _cast(value, param_dtype) for name, value in params.items()}
+    changes = {
+        "param_dtype": param_dtype,
+        "activation_dtype": activation_dtype,
+        "ops": ops,
+    }
+    model = dataclasses.replace(model, **{k: v for k, v in changes.items() if v is not None})
+    opens_with_bos = tokenizer is not None and _opens_with_bos(tokenizer_dir)
+    return Loaded(model, params, biases, tokenizer, source, opens_with_bos)
+
+
+def locate(path: Path) -> Source:
+    """Which of the forms `path` is.
+
+    Raises:
+      UserError: it does not exist, or is none of them; says what was looked for.
+    """
+    if not path.exists():
+        raise UserError(
+            f"--model={path}: no such folder; a model of the Hugging Face hub is fetched with "
+            "`hf download NAME --local-dir=FOLDER`"
+        )
+    if not path.is_dir():
+        raise UserError(f"--model={path}: a file; expected the folder that holds it")
+    if _is_run(path):
+        return Source("run", path)
+    if path.name == CHECKPOINTS and _is_run(path.parent):
+        return Source("run", path.parent)
+    if path.parent.name == CHECKPOINTS and path.name.isdigit() and _is_run(path.parent.parent):
+        return Source("run", path.parent.parent, int(path.name))
+    weights = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
+    if weights or any(path.glob("*.bin")):  # the reader says why it opens no pickles
+        return Source("folder", path)
+    raise UserError(
+        f"--model={path}: neither a run directory ({CONFIG} and {CHECKPOINTS}/), nor a checkpoint "
+        f"(RUN/{CHECKPOINTS}/STEP), nor a Hugging Face or imported folder ({CONFIG} and "
+        f"*.safetensors); it holds {_listing(path)}"
+    )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def _listing(path: Path, most: int = 6) -> str:
+    names = sorted(child.name for child in path.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + more
+
+
+# Readers are named, not imported: the rooms that write these forms also use `load`.
+def _open_run(source: Source, path: Path):
+    checkpoint = importlib.import_module("zaya_jax.train.checkpoint")
+    experiment, params, biases = checkpoint.restore_weights(source.path, step=source.step)
+    return experiment.model, params, biases, source.path / TOKENIZER
+
+
+def _open_folder(path: Path, param_dtype: str | None):
+    folder = importlib.import_module("zaya_jax.hf").open_folder(path)
+    params, biases = folder.load(param_dtype)
+    return folder.model, params, biases, folder.tokenizer_dir
+
+
+def _open_tokenizer(folder: Path | None) -> Tokenizer | None:
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return None
+    try:
+        return Tokenizer.load(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _opens_with_bos(folder: Path | None) -> bool:
+    """What the tokenizer's settings say; without a word on it, text stands alone."""
+    file = None if folder is None else folder / "tokenizer_config.json"
+    if file is None or not file.is_file():
+        return False
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return bool(settings.get("add_bos_token", False))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: not a tokenizer's settings: {error}") from None
+
+
+def _with_ids_of(tokenizer: Tokenizer, model: Model) -> Model:
+    """A run's special ids are those it was trained with, whatever its model section says."""
+    ids: Mapping[str, int | None] = {
+        "pad_id": tokenizer.pad_id,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+    }
+    return dataclasses.replace(
+        model, **{k: v for k, v in ids.items() if v is not None and v < model.vocab_size}
+    )
+
+
+def _cast(value: jax.Array, dtype: str) -> jax.Array:
+    return value if value.dtype == jnp.dtype(dtype) else jnp.asarray(value).astype(dtype)
