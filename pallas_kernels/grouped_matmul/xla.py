@@ -87,6 +87,8 @@ def route(index: jax.Array, num_experts: int, capacity: int, block: int) -> Rout
 
 def take(rows: jax.Array, at: jax.Array) -> jax.Array:
     """`rows[at]` along the first axis, zero where `at` is past the end."""
+    if rows.shape[0] == 0:
+        return jnp.zeros(at.shape + rows.shape[1:], rows.dtype)
     return rows.at[at].get(mode="fill", fill_value=0)
 
 

@@ -1,0 +1,201 @@
+"""Every implementation of the experts agrees with the definition, and that with transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.grouped_matmul import (
+    IMPLEMENTATIONS,
+    example,
+    expert_counts,
+    experts,
+    streaming,
+    xla,
+)
+
+FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
+TOLERANCE = {jnp.float64: 1e-10, jnp.float32: 2e-5, jnp.bfloat16: 3e-2}
+
+
+def make_call(seed, index, dtype, hidden=16, width=12, num_experts=5):
+    """Arguments of `experts` with the given choices; everything else random."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    tokens, choices = np.shape(index)
+    return (
+        jax.random.normal(keys[0], (tokens, hidden), dtype),
+        jnp.asarray(index, jnp.int32),
+        jax.random.uniform(keys[1], (tokens, choices), dtype),
+        jax.random.normal(keys[2], (num_experts, hidden, 2 * width), dtype) * hidden**-0.5,
+        jax.random.normal(keys[3], (num_experts, width, hidden), dtype) * width**-0.5,
+    )
+
+
+def outputs(implementation, args):
+    """The result and the gradients of x, weight, gate_up, down for a fixed random cotangent."""
+
+    @jax.jit
+    def run(x, index, weight, gate_up, down):
+        def call(*floats):
+            x, weight, gate_up, down = floats
+            return experts(x, index, weight, gate_up, down, implementation=implementation)
+
+        y, pull = jax.vjp(call, x, weight, gate_up, down)
+        return y, *pull(jax.random.normal(jax.random.key(7), y.shape, y.dtype))
+
+    return run(*args)
+
+
+def assert_agrees(implementation, args):
+    dtype = args[0].dtype.type
+    names = ("y", "dx", "dweight", "dgate_up", "ddown")
+    expected, got = outputs("reference", args), outputs(implementation, args)
+    for name, a, b in zip(names, expected, got, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape, name
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        error = np.abs(a - b).max() / max(1.0, np.abs(a).max())
+        assert error < TOLERANCE[dtype], f"{name}: relative error {error}"
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda t: t.__name__)
+@settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(data=st.data())
+def test_agrees_with_the_reference_on_drawn_routings(implementation, dtype, data):
+    tokens = data.draw(st.sampled_from([1, 7, 40, 150]), "tokens")
+    choices = data.draw(st.sampled_from([1, 2]), "choices")
+    low = data.draw(st.integers(-1, 4), "low")
+    high = data.draw(st.integers(low, 5), "high")  # 5 is the skip class, -1 padding
+    seed = data.draw(st.integers(0, 99), "seed")
+    index = np.random.RandomState(seed).randint(low, high + 1, (tokens, choices))
+    with jax.enable_x64(dtype == jnp.float64):
+        assert_agrees(implementation, make_call(seed, index, dtype))
+
+
+CROWDS = {
+    "all to one": np.full((200, 1), 3),
+    "all skipped": np.full((200, 1), 5),
+    "one token for each": np.arange(200)[:, None] % 41 - 18,
+    "last expert only, twice": np.full((90, 2), 4),
+    "first rows of every run": np.repeat(np.arange(5), 40)[:, None],
+}
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("index", CROWDS.values(), ids=CROWDS)
+def test_is_exact_for_any_group_sizes(implementation, index):
+    with jax.enable_x64(True):
+        assert_agrees(implementation, make_call(0, index, jnp.float64))
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("tokens", [1, 3, 8, 32, 64])
+def test_decode_shapes_read_weights_in_pieces(implementation, tokens, monkeypatch):
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 512)
+    index = np.random.RandomState(tokens).randint(0, 6, (tokens, 1))
+    with jax.enable_x64(True):
+        assert_agrees(implementation, make_call(tokens, index, jnp.float64))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_skipped_token_contributes_nothing_whatever_it_holds(implementation):
+    args = make_call(0, np.arange(100)[:, None] % 6, jnp.float32)
+    skipped = args[1] == 5
+    clean = experts(*args, implementation=implementation)
+    assert (clean[skipped[:, 0]] == 0).all()
+    if implementation == "reference":
+        return  # the definition computes every token, so it would turn NaN * 0 into NaN
+    poisoned = (jnp.where(skipped, jnp.nan, args[0]), *args[1:])
+    np.testing.assert_array_equal(clean, experts(*poisoned, implementation=implementation))
+    assert all(np.isfinite(g).all() for g in outputs(implementation, poisoned)[3:])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_agrees_with_transformers(implementation):
+    torch = pytest.importorskip("torch")
+    modeling = pytest.importorskip("transformers.models.zaya.modeling_zaya")
+    configuration = pytest.importorskip("transformers.models.zaya.configuration_zaya")
+    config = configuration.ZayaConfig(hidden_size=16, moe_intermediate_size=12, num_experts=5)
+    theirs = modeling.ZayaExperts(config)
+    x, index, weight, gate_up, down = make_call(
+        3, np.random.RandomState(3).randint(0, 6, (120, 1)), jnp.float32
+    )
+    as_torch = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
+    theirs.gate_up_proj.data = as_torch(gate_up.swapaxes(1, 2)).contiguous()
+    theirs.down_proj.data = as_torch(down.swapaxes(1, 2)).contiguous()
+    torch_x, torch_weight = as_torch(x).requires_grad_(), as_torch(weight).requires_grad_()
+    y = theirs(torch_x, as_torch(index).long(), torch_weight)
+    y.backward(as_torch(jax.random.normal(jax.random.key(7), y.shape)))
+    expected = (
+        y.detach(),
+        torch_x.grad,
+        torch_weight.grad,
+        theirs.gate_up_proj.grad.swapaxes(1, 2),
+        theirs.down_proj.grad.swapaxes(1, 2),
+    )
+    got = outputs(implementation, (x, index, weight, gate_up, down))
+    for a, b in zip(expected, got, strict=True):
+        np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=2e-5)
+
+
+def test_no_expert_table_is_copied_or_scattered_into():
+    """In the compiled training step, only gathers move tokens and only dots write gradients."""
+    index = np.random.RandomState(0).randint(0, 5, (300, 1))
+    args = make_call(0, index, jnp.float32, hidden=32, width=24)
+
+    def loss(x, weight, gate_up, down):
+        return experts(x, args[1], weight, gate_up, down, implementation="xla").sum()
+
+    floats = (args[0], *args[2:])
+    text = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*floats).compile().as_text()
+    lines = text.splitlines()
+    assert not [line for line in lines if " scatter(" in line]
+    tables = ("f32[5,32,48]", "f32[5,24,32]")
+    assert not [line for line in lines if " copy(" in line and any(t in line for t in tables)]
+
+
+def test_turns_are_bounded_by_the_layout():
+    """However tokens crowd, the loop's table has room for every turn."""
+    for tokens in (65, 100, 257):
+        capacity, block = xla.tiling(tokens, 5)
+        for index in (np.full(tokens, 2), np.arange(tokens) % 2 * 4, np.arange(tokens) % 5):
+            routing = xla.route(jnp.asarray(index)[:, None], 5, capacity, block)
+            assert 0 <= int(routing.turns) <= routing.owner.shape[0]
+            covered = (np.bincount(index, minlength=5) - capacity).clip(0)
+            assert int(routing.turns) == (-(-covered // block)).sum()
+
+
+def test_counts_ignore_indices_outside_the_table():
+    index = jnp.asarray([[0, 2], [2, 3], [-1, 7]])
+    np.testing.assert_array_equal(expert_counts(index, 3), [1, 0, 2])
+
+
+def test_example_runs():
+    args, kwargs = example.draw(jax.random.key(0), jnp.bfloat16)
+    assert experts(*args, **kwargs).dtype == jnp.bfloat16
+
+
+def test_unknown_implementation_is_named():
+    args, _ = example.draw(jax.random.key(0))
+    with pytest.raises(ValueError, match="'cuda'.*auto, xla, reference"):
+        experts(*args, implementation="cuda")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({1: jnp.zeros((95, 1), jnp.int32)}, r"index \(95, 1\)"),
+        ({0: jnp.zeros((96, 31))}, r"x \(96, 31\)"),
+        ({4: jnp.zeros((5, 48, 32))}, r"down \(5, 48, 32\)"),
+        ({0: jnp.zeros((2, 48, 32))}, r"x \(2, 48, 32\)"),
+        ({1: jnp.zeros((96, 1))}, "integer, got float32"),
+        ({0: jnp.zeros((96, 32), jnp.bfloat16)}, "share a dtype"),
+    ],
+)
+def test_calls_that_do_not_fit_are_refused(change, message):
+    args, _ = example.draw(jax.random.key(0))
+    args = [change.get(i, value) for i, value in enumerate(args)]
+    with pytest.raises(ValueError, match=message):
+        experts(*args)
