@@ -59,7 +59,9 @@ def decode_attention(
 def _validate(q, k_cache, v_cache, lengths, start, window) -> None:
     shapes = f"q {q.shape}, k_cache {k_cache.shape}, v_cache {v_cache.shape}"
     if q.ndim != 3 or k_cache.ndim != 4:
-        raise ValueError(f"decode_attention: q must be [B, H, C], caches [B, K, T, C]; got {shapes}")
+        raise ValueError(
+            f"decode_attention: q must be [B, H, C], caches [B, K, T, C]; got {shapes}"
+        )
     if k_cache.shape != v_cache.shape:
         raise ValueError(f"decode_attention: the caches must have one shape; got {shapes}")
     if q.shape[0] != k_cache.shape[0] or q.shape[2] != k_cache.shape[3]:

@@ -1,8 +1,9 @@
-"""Attention over a cache in chunks of positions, as many as the longest live row needs.
+"""Attention over a cache at the cost of the positions in use, not of the capacity.
 
 A cache is allocated for the longest answer and mostly empty: a loop of the compiled program visits
-only the chunks that some row attends and keeps a running softmax, so that a step costs as much as
-the positions in use, not as the capacity. Chunks are read in place.
+only the chunks that some row attends and keeps a running softmax. XLA:CPU copies a chunk before it
+multiplies, so a chunked position costs about twice a position of the definition's one pass over
+the whole cache, which reads in place; each step takes whichever of the two is cheaper.
 
 Source: the online softmax of Milakov and Gimelshein (2018).
 """
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.decode_attention.reference import attended
+from pallas_kernels.decode_attention import reference
 
-CHUNK = 256  # positions
+CHUNK = 128  # positions
+CHUNK_COST = 2  # of a position read in a chunk, relative to one read by the single pass
 
 
 def decode_attention(
@@ -28,26 +30,49 @@ def decode_attention(
     scale: float | None = None,
     start: jax.Array | None = None,
 ) -> jax.Array:
-    """Chunked attention; see `pallas_kernels.decode_attention.decode_attention`."""
+    """Chunked or whole, as is cheaper; see `pallas_kernels.decode_attention.decode_attention`."""
+    T = k_cache.shape[2]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    first, end = reference.attended(lengths, start, window)
+
+    def whole():
+        return reference.decode_attention(
+            q, k_cache, v_cache, lengths, window=window, scale=scale, start=start
+        )
+
+    if T <= CHUNK_COST * CHUNK:
+        return whole()
+    # An idle row must not widen the range of the others.
+    live = first < end
+    chunks = (
+        jnp.where(live, first, T).min() // CHUNK,
+        (jnp.where(live, end, 0).max() + CHUNK - 1) // CHUNK,
+    )
+    return lax.cond(
+        (chunks[1] - chunks[0]) * CHUNK * CHUNK_COST < T,
+        lambda: _chunked(q, k_cache, v_cache, first, end, chunks, scale),
+        whole,
+    )
+
+
+def _chunked(q, k_cache, v_cache, first, end, chunks, scale):
+    """Attends positions [first, end) of each row, [B] each, which lie in the range `chunks`."""
     B, H, C = q.shape
     K, T = k_cache.shape[1:3]
-    chunk = min(CHUNK, T)
     compute = jnp.promote_types(q.dtype, jnp.float32)
     lowest = jnp.finfo(compute).min
-    scale = C**-0.5 if scale is None else scale
-    first, end = attended(lengths, start, window)
     grouped = q.reshape(B, K, H // K, C)
 
     def visit(j, state):
         out, row_max, row_sum = state
-        # The last chunk of a capacity that is no multiple of `chunk` begins early, inside of the
-        # one before; positions below j * chunk have been counted there.
-        begin = jnp.minimum(j * chunk, T - chunk)
-        position = begin + jnp.arange(chunk)
-        visible = (position >= first[:, None]) & (position < end[:, None]) & (position >= j * chunk)
+        # The last chunk of a capacity that is no multiple of CHUNK begins early, inside of the
+        # one before; positions below j * CHUNK have been counted there.
+        begin = jnp.minimum(j * CHUNK, T - CHUNK)
+        position = begin + jnp.arange(CHUNK)
+        visible = (position >= first[:, None]) & (position < end[:, None]) & (position >= j * CHUNK)
         visible = visible[:, None, None]
-        k = lax.dynamic_slice_in_dim(k_cache, begin, chunk, axis=2)
-        v = lax.dynamic_slice_in_dim(v_cache, begin, chunk, axis=2)
+        k = lax.dynamic_slice_in_dim(k_cache, begin, CHUNK, axis=2)
+        v = lax.dynamic_slice_in_dim(v_cache, begin, CHUNK, axis=2)
         scores = jnp.einsum("bkgc,bktc->bkgt", grouped, k, preferred_element_type=compute)
         scores = jnp.where(visible, scores * scale, lowest)
         new_max = jnp.maximum(row_max, scores.max(-1, keepdims=True))
@@ -59,14 +84,8 @@ def decode_attention(
         )
         return out * shrink + gathered, new_max, row_sum * shrink + p.sum(-1, keepdims=True)
 
-    # An idle row must not widen the range of the others.
-    live = first < end
-    chunks = (
-        jnp.where(live, first, T).min() // chunk,
-        (jnp.where(live, end, 0).max() + chunk - 1) // chunk,
-    )
     out = jnp.zeros_like(grouped, compute)
     column = out[..., :1]
     out, _, row_sum = lax.fori_loop(*chunks, visit, (out, column + lowest, column))
-    out = jnp.where(row_sum > 0, out / jnp.where(row_sum > 0, row_sum, 1), 0)
+    out = out / jnp.where(row_sum > 0, row_sum, 1)
     return out.reshape(B, H, C).astype(q.dtype)
