@@ -1,26 +1,18 @@
-"""transformers' Zaya (torch, CPU) as the oracle: the same weights, spread out, on both sides.
-
-A random Zaya as transformers initialises it tests little: key temperatures are 0 (uniform
-attention), scales 1, biases 0, and one expert wins everywhere. `spread` fills every tensor with
-values that make each of them count.
-"""
+"""Small models for comparisons with transformers' Zaya, and hooks on its routers."""
 
 from __future__ import annotations
 
-import contextlib
-import types
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from zaya_jax.config import Attention, Model, Router
-from zaya_jax.hf.layout import from_hf
-from zaya_jax.model.forms import addresses
-from zaya_jax.model.functional import bias_declarations, declarations
 
 torch = pytest.importorskip("torch")
-modeling = pytest.importorskip("transformers.models.zaya.modeling_zaya")
+pytest.importorskip("transformers.models.zaya.modeling_zaya")
+
+from zaya_jax.bench.peer import from_torch, torch_config, torch_model, widened  # noqa: E402
+
+__all__ = ["from_torch", "margin", "routes", "tiny_model", "torch", "torch_config", "torch_model", "widened"]
 
 
 def tiny_model(
@@ -65,95 +57,6 @@ def tiny_model(
     )
 
 
-def torch_config(model: Model, attention: str = "eager"):
-    """The ZayaConfig of a model section, written without our own exporter."""
-    a, r = model.attention, model.router
-    names = {"full": "hybrid", "sliding": "hybrid_sliding"}
-    rope = {"rope_type": "default", "partial_rotary_factor": a.rope_fraction}
-    return modeling.ZayaConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=a.heads,
-        num_key_value_heads=a.kv_heads,
-        head_dim=a.head_dim,
-        max_position_embeddings=model.context_length,
-        rms_norm_eps=model.norm_eps,
-        moe_intermediate_size=model.expert_width,
-        num_experts=r.experts,
-        router_hidden_size=r.width,
-        layer_types=[names[a.pattern[i % len(a.pattern)]] for i in range(model.num_layers)],
-        sliding_window=a.window,
-        cca_time0=a.conv_kernels[0],
-        cca_time1=a.conv_kernels[1],
-        pad_token_id=model.pad_id,
-        bos_token_id=model.bos_id,
-        eos_token_id=model.eos_id,
-        rope_parameters={
-            "hybrid": {**rope, "rope_theta": a.rope_theta},
-            "hybrid_sliding": {**rope, "rope_theta": a.window_rope_theta},
-        },
-        attn_implementation=attention,
-        experts_implementation="eager",
-    )
-
-
-def torch_model(model: Model, seed: int, attention: str = "eager"):
-    """A ZayaForCausalLM of this shape with every tensor spread out; float32."""
-    oracle = modeling.ZayaForCausalLM(torch_config(model, attention)).eval()
-    spread(oracle, seed)
-    return oracle
-
-
-def spread(oracle, seed: int) -> None:
-    """Fills parameters and balancing biases with values that use every expert and the skip class."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor, std, mean=0.0):
-        tensor.data.copy_(mean + std * torch.randn(tensor.shape, generator=generator))
-
-    for name, p in oracle.named_parameters():
-        if name.endswith(("norm.weight", "layernorm.weight", "_scale", "temp")):
-            normal(p, 0.25, 1.0)
-        elif "embed_tokens" in name:
-            normal(p, 1.0)
-        elif name.endswith("out_proj.weight"):
-            normal(p, 3.0 * p.shape[-1] ** -0.5)
-        elif p.ndim == 1:
-            normal(p, 0.2)
-        elif "conv_qk_depthwise" in name:
-            normal(p, 0.6)
-        else:
-            fan_in = p.shape[-1] * p.shape[-2] if "conv" in name else p.shape[-1]
-            normal(p, fan_in**-0.5)
-    for name, buffer in oracle.named_buffers():
-        if name.endswith("balancing_biases"):
-            normal(buffer, 0.1)
-
-
-def from_torch(model: Model, oracle, *, grads: bool = False):
-    """The oracle's tensors (or their gradients) as our flat dicts: params, biases."""
-    tensors = dict(oracle.named_parameters())
-    buffers = dict(oracle.named_buffers())
-
-    def read(source, found, take):
-        values = {}
-        for name, place in addresses(found).items():
-            value = from_hf(take(source[name]), place.declaration.layout)
-            if place.row is None:
-                values[place.path] = jnp.asarray(value, place.declaration.dtype)
-            else:
-                values.setdefault(place.path, []).append(value)
-        return {
-            path: jnp.asarray(np.stack(v), found[path].dtype) if isinstance(v, list) else v
-            for path, v in values.items()
-        }
-
-    take = (lambda t: t.grad.numpy()) if grads else (lambda t: t.detach().to(torch.float64).numpy())
-    params = read(tensors, declarations(model), take)
-    return params, (None if grads else read(buffers, bias_declarations(model), take))
-
-
 def routes(oracle) -> tuple[list, list]:
     """Hooks every router: per layer the biased probabilities [B, S, classes], filled on each call."""
     records: list = []
@@ -171,31 +74,3 @@ def margin(biased: np.ndarray) -> np.ndarray:
     """Distance between the best and the second best class."""
     top = np.sort(biased, axis=-1)
     return top[..., -1] - top[..., -2]
-
-
-@contextlib.contextmanager
-def widened():
-    """Runs transformers' Zaya in true float64: its float32 islands become float64.
-
-    The module names `torch.float32` for the stream, the norms' statistics and the softmax, and its
-    rotary table is float32; a comparison to 1e-9 needs all of them wide.
-    """
-    proxy = types.SimpleNamespace()
-    proxy.__dict__.update({k: getattr(torch, k) for k in dir(torch) if not k.startswith("__")})
-    proxy.float32 = torch.float64
-    rotary = modeling.ZayaRotaryEmbedding
-    old_torch, old_rotary = modeling.torch, rotary.forward
-
-    def wide_rotary(self, x, position_ids, layer_type):
-        p = self.config.rope_parameters[layer_type]
-        dim = int(self.config.head_dim * p["partial_rotary_factor"])
-        steps = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-        angles = position_ids[..., None].double() * (1.0 / p["rope_theta"] ** steps)
-        both = torch.cat((angles, angles), dim=-1)
-        return both.cos().to(x.dtype), both.sin().to(x.dtype)
-
-    modeling.torch, rotary.forward = proxy, wide_rotary
-    try:
-        yield
-    finally:
-        modeling.torch, rotary.forward = old_torch, old_rotary

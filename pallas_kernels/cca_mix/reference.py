@@ -45,7 +45,7 @@ def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None
     """See the package."""
     B, S, _ = q.shape
     (K0, N), (K1, heads, C, _) = weights.depthwise.shape, weights.grouped.shape
-    dtype = q.dtype
+    dtype, wide = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
     past = K0 + K1 - 2
     qk = jnp.concatenate([q, k], axis=-1)
     if state is None:
@@ -58,19 +58,20 @@ def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None
     row = jnp.concatenate([qk_before, qk], axis=1)
     place = jnp.concatenate([positions[:, :1] - jnp.arange(past, 0, -1), positions], axis=1)
 
-    stage1 = jnp.broadcast_to(weights.depthwise_bias.astype(dtype), row.shape)
+    # Each stage accumulates in float32 at least and is rounded once.
+    depthwise, bias, grouped, grouped_bias = (w.astype(dtype) for w in weights[:4])
+    stage1 = bias.astype(wide)
     for d in range(K0):
         tap = jnp.where((place >= d)[..., None], _before(row, d), 0)
-        stage1 = stage1 + weights.depthwise[K0 - 1 - d].astype(dtype) * tap
+        stage1 = stage1 + depthwise[K0 - 1 - d].astype(wide) * tap
+    stage1 = stage1.astype(dtype)
 
-    stage2 = jnp.broadcast_to(weights.grouped_bias.astype(dtype), row.shape)
+    stage2 = grouped_bias.astype(wide).reshape(heads, C)
     for d in range(K1):
-        tap = jnp.where((place >= d)[..., None], _before(stage1, d), weights.depthwise_bias)
-        tap = tap.astype(dtype).reshape(B, -1, heads, C)
-        mixed = jnp.einsum("bshc,hcd->bshd", tap, weights.grouped[K1 - 1 - d].astype(dtype))
-        stage2 = stage2 + mixed.reshape(row.shape)
-
-    convolved = stage2[:, past:].reshape(B, S, heads, C)
+        tap = jnp.where((place >= d)[..., None], _before(stage1, d), bias)
+        tap = tap.reshape(B, -1, heads, C).astype(wide)
+        stage2 = stage2 + jnp.einsum("bshc,hcd->bshd", tap, grouped[K1 - 1 - d].astype(wide))
+    convolved = stage2.astype(dtype)[:, past:]
     q, k = q.reshape(B, S, -1, C), k.reshape(B, S, -1, C)
     H = q.shape[2]
     new_q, new_k = mean_norm_rotate(

@@ -12,7 +12,7 @@ def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None
     """See the package."""
     B, S, _ = q.shape
     (K0, N), (K1, heads, C, _) = weights.depthwise.shape, weights.grouped.shape
-    dtype = q.dtype
+    dtype, wide = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
     past = K0 + K1 - 2
     if state is None:
         qk_before = jnp.zeros((B, past, N), dtype)
@@ -23,12 +23,13 @@ def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None
     # Stage one at the K1 - 1 tokens before the row and at the row: [B, K1 - 1 + S, N].
     row = jnp.concatenate([qk_before, jnp.concatenate([q, k], axis=-1)], axis=1)
     place = jnp.concatenate([positions[:, :1] - jnp.arange(K1 - 1, 0, -1), positions], axis=1)
-    bias = weights.depthwise_bias.astype(dtype)
-    depthwise = weights.depthwise.astype(dtype)
-    stage1 = bias
+    depthwise, bias, grouped, grouped_bias = (w.astype(dtype) for w in weights[:4])
+    stage1 = bias.astype(wide)
     for d in range(K0):
         tap = row[:, K0 - 1 - d : K0 - 1 - d + K1 - 1 + S]
-        stage1 = stage1 + depthwise[K0 - 1 - d] * jnp.where((place >= d)[..., None], tap, 0)
+        tap = jnp.where((place >= d)[..., None], tap, 0)
+        stage1 = stage1 + depthwise[K0 - 1 - d].astype(wide) * tap
+    stage1 = stage1.astype(dtype)
 
     taps = []
     for d in reversed(range(K1)):
@@ -36,9 +37,9 @@ def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None
         if d:
             tap = jnp.where((positions >= d)[..., None], tap, bias)
         taps.append(tap.reshape(B, S, heads, C))
-    grouped = weights.grouped.astype(dtype).transpose(1, 0, 2, 3).reshape(heads, K1 * C, C)
+    grouped = grouped.transpose(1, 0, 2, 3).reshape(heads, K1 * C, C)
     convolved = jnp.einsum("bshc,hcd->bshd", jnp.concatenate(taps, axis=-1), grouped)
-    convolved = convolved + weights.grouped_bias.astype(dtype).reshape(heads, C)
+    convolved = (convolved + grouped_bias.reshape(heads, C)).astype(dtype)
 
     q, k = q.reshape(B, S, -1, C), k.reshape(B, S, -1, C)
     H = q.shape[2]

@@ -9,19 +9,25 @@ from pallas_kernels.residual_norm import rms_norm
 from pallas_kernels.router.types import Routing
 
 
+def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """x @ weight + bias, rounded to x's dtype once."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (jnp.matmul(x, weight, preferred_element_type=wide) + bias).astype(x.dtype)
+
+
 def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, softmax_dtype):
     """See the package."""
     dtype = x.dtype
     w = jax.tree.map(lambda p: p.astype(dtype), weights)
     hidden, next_state = x, None
     if w.down is not None:
-        hidden = x @ w.down + w.down_bias
+        hidden = _affine(x, w.down, w.down_bias)
         if state is not None and w.state_scale is not None:
             hidden = hidden + state * w.state_scale
         next_state = hidden
         hidden = rms_norm(hidden, weights.norm, eps=eps, norm_dtype=norm_dtype, out_dtype=dtype)
-        hidden = jax.nn.gelu(hidden @ w.fc1 + w.fc1_bias, approximate=False)
-        hidden = jax.nn.gelu(hidden @ w.fc2 + w.fc2_bias, approximate=False)
+        hidden = jax.nn.gelu(_affine(hidden, w.fc1, w.fc1_bias), approximate=False)
+        hidden = jax.nn.gelu(_affine(hidden, w.fc2, w.fc2_bias), approximate=False)
     logits = jnp.matmul(hidden, w.out, preferred_element_type=softmax_dtype)
     probabilities = jax.nn.softmax(logits.astype(softmax_dtype), axis=-1)
 

@@ -7,28 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pallas_kernels import cca_mix, dispatch, residual_norm, router
 from pallas_kernels.cca_mix import example as cca_example
 from pallas_kernels.router import example as router_example
 
-TOLERANCE = {"float32": 2e-5, "bfloat16": 6e-2, "float64": 1e-12}
+TOLERANCE = {"float32": 2e-4, "bfloat16": 0.1, "float64": 1e-11}
 
 
-@given(
-    seed=st.integers(0, 99),
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 13)),
-    heads=st.sampled_from([(2, 1), (4, 2), (3, 3), (6, 3)]),
-    kernels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    with_state=st.booleans(),
-    dtype=st.sampled_from(list(TOLERANCE)),
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "heads", "kernels"),
+    [
+        ("float64", (2, 13), (4, 2), (2, 2)),
+        ("float64", (1, 1), (6, 3), (4, 3)),
+        ("float64", (3, 7), (3, 3), (1, 4)),
+        ("float64", (2, 5), (2, 1), (3, 1)),
+        ("float32", (2, 11), (2, 1), (2, 3)),
+        ("bfloat16", (2, 9), (4, 2), (2, 2)),
+    ],
 )
-def test_cca_mix_agrees_with_its_reference(seed, shape, heads, kernels, with_state, dtype):
+def test_cca_mix_agrees_with_its_reference(dtype, shape, heads, kernels, with_state):
     with jax.enable_x64(dtype == "float64"):
         args, options = cca_example.draw(
-            jax.random.key(seed),
+            jax.random.key(3),
             jnp.dtype(dtype),
             shape=shape,
             heads=heads,
@@ -36,12 +38,14 @@ def test_cca_mix_agrees_with_its_reference(seed, shape, heads, kernels, with_sta
             kernels=kernels,
             with_state=with_state,
         )
-        expected = cca_mix.IMPLEMENTATIONS["reference"](*args, **options)
-        found = cca_mix.IMPLEMENTATIONS["xla"](*args, **options)
-        for a, b in zip(found, expected, strict=True):
-            assert a.dtype == b.dtype == jnp.dtype(dtype)
+        table = cca_mix.IMPLEMENTATIONS
+        both = jax.jit(lambda *a: [table[n](*a, **options) for n in ("xla", "reference")])
+        for found, expected in zip(*both(*args), strict=True):
+            assert found.dtype == expected.dtype == jnp.dtype(dtype)
             np.testing.assert_allclose(
-                np.asarray(a, np.float64), np.asarray(b, np.float64), atol=TOLERANCE[dtype] * 10
+                np.asarray(found, np.float64),
+                np.asarray(expected, np.float64),
+                atol=TOLERANCE[dtype],
             )
 
 
@@ -59,7 +63,7 @@ def test_cca_mix_gradients_agree_with_the_reference():
                     full[i] = value
                 return sum(jnp.sum(jnp.sin(x)) for x in run(*full, **options))
 
-            return jax.grad(f)([args[i] for i in floats])
+            return jax.jit(jax.grad(f))([args[i] for i in floats])
 
         a, b = (loss(cca_mix.IMPLEMENTATIONS[name]) for name in ("xla", "reference"))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-11), a, b)
@@ -75,7 +79,7 @@ def test_cca_mix_of_zeros_has_finite_gradients():
         out = cca_mix.cca_mix(*zero, weights, *args[5:], **options)
         return sum(x.sum() for x in out)
 
-    for g in jax.grad(loss)(zero):
+    for g in jax.jit(jax.grad(loss))(zero):
         assert np.isfinite(g).all()
 
 

@@ -1,0 +1,114 @@
+"""`launch.py bench`: speed (or bfloat16 drift) beside transformers on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from zaya_jax import config, options
+from zaya_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+WHAT = ("prefill", "train", "decode", "drift")
+
+
+def define_flags() -> None:
+    """Options of the verb."""
+    options.config("experiments/bench.py")
+    options.json()
+    options.seed()
+    flags.DEFINE_enum("against", "transformers", ["transformers"], "the peer")
+    flags.DEFINE_list("what", ["prefill", "train", "decode"], f"among {', '.join(WHAT)}")
+    flags.DEFINE_integer("pairs", 7, "measurements of each side, taken in turns", lower_bound=1)
+    flags.DEFINE_list("batches", ["1", "8", "32"], "batch sizes of decode")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Prints the table; see `speed` and `drift`."""
+    unknown = set(FLAGS.what) - set(WHAT)
+    if unknown:
+        raise UserError(f"--what={','.join(sorted(unknown))}: accepted: {', '.join(WHAT)}")
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"bench needs the peer: {error}; install it with pip install -r requirements-dev.txt"
+        ) from error
+    model = config.freeze(FLAGS.config).model
+    record: dict[str, Any] = {"machine": _machine(), "model": dataclasses.asdict(model)}
+    record["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(f"machine: {record['machine']}")
+    print(f"peer: transformers {transformers.__version__}, torch {torch.__version__}")
+    if set(FLAGS.what) - {"drift"}:
+        record["speed"] = _speed(model)
+    if "drift" in FLAGS.what:
+        record["drift"] = _drift(model)
+    options.write_json(record)
+    return 0
+
+
+def _machine() -> dict[str, Any]:
+    import jax
+
+    from zaya_jax.train.workdir import environment
+
+    return {
+        **environment(),
+        "device": jax.devices()[0].device_kind,
+        "system": platform.platform(terse=True),
+    }
+
+
+def _speed(model: config.Model) -> dict[str, Any]:
+    from zaya_jax.bench.speed import Bench
+
+    bench = Bench(model, FLAGS.seed, FLAGS.pairs)
+    print(
+        f"floors: matmul {bench.matmul_peak / 1e9:.0f} GFLOP/s, "
+        f"memory {bench.bandwidth / 1e9:.1f} GB/s; logits agree to {bench.gap:.1e}\n"
+    )
+    print(
+        f"{'':<18}{'ours tok/s':>12}{'peer tok/s':>12}{'ratio':>8}{'spread':>14}"
+        f"{'of floor':>10}  peer's experts"
+    )
+    rows = []
+    runs = []
+    if "prefill" in FLAGS.what:
+        runs.append(lambda: bench.prefill())
+    if "train" in FLAGS.what:
+        runs.append(lambda: bench.train())
+    if "decode" in FLAGS.what:
+        runs += [lambda n=int(n): bench.decode(n) for n in FLAGS.batches]
+    for run in runs:
+        m = run()
+        spread = f"{m.spread[0]:.2f}-{m.spread[1]:.2f}"
+        print(
+            f"{m.name:<18}{m.ours:>12,.0f}{m.theirs:>12,.0f}{m.ratio:>7.2f}x{spread:>14}"
+            f"{m.share:>9.0%}   {m.peer_experts}",
+            flush=True,
+        )
+        rows.append(dataclasses.asdict(m))
+    print(f"\nmedians of {FLAGS.pairs} pairs taken in turns; the ratio is the median over the pairs.")
+    print("of floor: share of the matmul peak (prefill, train) or of the memory bandwidth (decode).")
+    return {"matmul_flops": bench.matmul_peak, "bytes_per_s": bench.bandwidth, "rows": rows}
+
+
+def _drift(model: config.Model) -> list[dict[str, float]]:
+    from zaya_jax.bench.drift import measure
+
+    rows = measure(model, seed=FLAGS.seed)
+    print("\nbfloat16 drift of the residual stream, RMS relative to float32")
+    print("| layer | reference | training | transformers | reference against transformers | "
+          "routes changed, training | transformers |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
+    for r in rows:
+        print(
+            f"| {r.layer} | {r.reference:.2e} | {r.training:.2e} | {r.transformers:.2e} | "
+            f"{r.between:.2e} | {r.routes_training:.1%} | {r.routes_transformers:.1%} |"
+        )
+    return [dataclasses.asdict(r) for r in rows]
