@@ -201,8 +201,7 @@ def relative_error(actual: Any, expected: Any) -> float:
     import jax
     import numpy as np
 
-    structure, expected_structure = jax.tree.structure(actual), jax.tree.structure(expected)
-    if structure != expected_structure:  # type: ignore[operator]
+    if jax.tree.structure(actual) != jax.tree.structure(expected):
         return float("inf")
     worst = 0.0
     for value, reference in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
