@@ -92,7 +92,8 @@ def _forward(q, k, v, segment_ids, window, scale):
         out = jnp.zeros_like(q_block, compute)
         column = out[..., :1]
         state = (out, column + jnp.finfo(compute).min, column)
-        out, row_max, row_sum = lax.fori_loop(*sight.keys_of(i), visit, state)
+        first, end = sight.keys_of(i)
+        out, row_max, row_sum = lax.fori_loop(first, end, visit, state)
         return (out / row_sum).astype(q.dtype), row_max + jnp.log(row_sum)
 
     def step(i, q_block):
@@ -134,7 +135,8 @@ def _backward(window, scale, residuals, d_out):
             return dq_block, dk, dv
 
         grads = (jnp.zeros_like(q_block, compute), dk, dv)
-        dq_block, dk, dv = lax.fori_loop(*sight.keys_of(i), visit, grads)
+        first, end = sight.keys_of(i)
+        dq_block, dk, dv = lax.fori_loop(first, end, visit, grads)
         return (i + 1, dk, dv), dq_block
 
     blocks = [_to_blocks(x, K, tiles.block_q) for x in (q, d_out, delta)]

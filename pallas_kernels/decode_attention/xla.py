@@ -86,6 +86,6 @@ def _chunked(q, k_cache, v_cache, first, end, chunks, scale):
 
     out = jnp.zeros_like(grouped, compute)
     column = out[..., :1]
-    out, _, row_sum = lax.fori_loop(*chunks, visit, (out, column + lowest, column))
+    out, _, row_sum = lax.fori_loop(chunks[0], chunks[1], visit, (out, column + lowest, column))
     out = out / jnp.where(row_sum > 0, row_sum, 1)
     return out.reshape(B, H, C).astype(q.dtype)

@@ -45,7 +45,7 @@ def run(q, k, v, lengths, start=None, *, implementation, window=None, scale=None
     window=st.sampled_from([None, 1, 200]),
     fill=st.sampled_from([0.05, 0.4, 1.0]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_agrees_with_the_reference(implementation, dtype, seed, T, heads, window, fill):
     K, G = heads
     B = 4
