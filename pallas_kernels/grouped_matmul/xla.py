@@ -50,7 +50,7 @@ def experts(
 def tiling(assignments: int, num_experts: int) -> tuple[int, int]:
     """`(capacity, block)` for N assignments: rows an expert has in the batch, rows of one turn."""
     if assignments <= 64:
-        return 0, min(8, assignments)
+        return 0, min(4, assignments)
     mean = assignments / num_experts
     # A balanced router gives each expert mean +- sqrt(mean) rows.
     return 8 * math.ceil((mean + 1.5 * math.sqrt(mean)) / 8), 32
@@ -64,7 +64,7 @@ def route(index: jax.Array, num_experts: int, capacity: int, block: int) -> Rout
     assignment = jnp.arange(size, dtype=jnp.int32)
     key, order = lax.sort((key.astype(jnp.int32), assignment), num_keys=1)
     _, position = lax.sort((order, assignment), num_keys=1)
-    bounds = jnp.searchsorted(key, jnp.arange(num_experts + 1)).astype(jnp.int32)
+    bounds = _searchsorted(key, jnp.arange(num_experts + 1), "left")
     start, end = bounds[:-1], bounds[1:]
 
     row = jnp.arange(size + block, dtype=jnp.int32)
@@ -79,7 +79,7 @@ def route(index: jax.Array, num_experts: int, capacity: int, block: int) -> Rout
     turns = -(-jnp.maximum(end - start - capacity, 0) // block)
     last = jnp.cumsum(turns)
     turn = jnp.arange(size // block + min(num_experts, size), dtype=jnp.int32)
-    owner = jnp.minimum(jnp.searchsorted(last, turn, side="right"), num_experts - 1)
+    owner = jnp.minimum(_searchsorted(last, turn, "right"), num_experts - 1)
     first = start[owner] + capacity + (turn - (last - turns)[owner]) * block
     position = position.reshape(index.shape)
     return Routing(order, position, slot, row_of_slot, last[-1], owner, first, end[owner])
@@ -167,6 +167,12 @@ def _backward(saved, dy):
 
 
 _experts.defvjp(_forward, _backward)
+
+
+def _searchsorted(sorted_keys: jax.Array, values: jax.Array, side: str) -> jax.Array:
+    """As jnp's, by comparing all: tables are small, and a binary search is a slow loop on CPU."""
+    found = jnp.searchsorted(sorted_keys, values, side=side, method="compare_all")
+    return found.astype(jnp.int32)
 
 
 def _turn(routing: Routing, i: jax.Array, block: int):

@@ -27,19 +27,19 @@ def outputs(implementation, args, chunk=None):
     hidden, head, targets = args
 
     @jax.jit
-    def run(hidden, head):
+    def run(hidden, head, cotangent):
         def call(hidden, head):
             return cross_entropy(hidden, head, targets, chunk=chunk, implementation=implementation)
 
         logprob, pull = jax.vjp(call, hidden, head)
-        return logprob, *pull(jax.random.normal(jax.random.key(7), logprob.shape, logprob.dtype))
+        return logprob, *pull(cotangent.astype(logprob.dtype))
 
-    return run(hidden, head)
+    return run(hidden, head, np.random.RandomState(7).randn(hidden.shape[0]))
 
 
 @pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda t: t.__name__)
-@settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(
     tokens=st.integers(1, 40),
     vocabulary=st.integers(1, 70),
@@ -68,7 +68,7 @@ def test_agrees_with_torch(implementation):
         logprob = cross_entropy(hidden, head, targets, chunk=8, implementation=implementation)
         return -(logprob * weight).sum() / weight.sum()
 
-    value, gradients = jax.value_and_grad(loss, (0, 1))(hidden, head)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head)
     leaves = [torch.from_numpy(np.array(a)).requires_grad_() for a in (hidden, head)]
     labels = torch.from_numpy(np.where(weight > 0, targets, -100)).long()
     expected = torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T, labels)
@@ -98,16 +98,17 @@ def test_a_token_without_weight_sends_no_gradient(implementation):
         logprob = cross_entropy(hidden, head, targets, chunk=5, implementation=implementation)
         return -(logprob * weight).sum()
 
-    gradient = jax.grad(loss)(hidden, targets)
+    grad = jax.jit(jax.grad(loss))
+    gradient = grad(hidden, targets)
     assert (gradient[7:] == 0).all() and (gradient[:7] != 0).any(1).all()
-    other = jax.grad(loss)(hidden, targets.at[7:].set(0))
+    other = grad(hidden, targets.at[7:].set(0))
     np.testing.assert_array_equal(gradient, other)
 
 
 def test_log_sum_exp_is_differentiable_for_a_z_loss():
     with jax.enable_x64(True):
         hidden, head, targets = make_call(3, 9, 6, 15, jnp.float64)
-        mine = jax.grad(lambda *a: (xla._statistics(*a, targets, 4)[1] ** 2).sum(), (0, 1))
+        mine = jax.jit(jax.grad(lambda *a: (xla._statistics(*a, targets, 4)[1] ** 2).sum(), (0, 1)))
         plain = jax.grad(lambda h, w: (jax.nn.logsumexp(h @ w.T, axis=1) ** 2).sum(), (0, 1))
         for a, b in zip(mine(hidden, head), plain(hidden, head), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10)

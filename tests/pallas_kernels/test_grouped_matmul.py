@@ -1,5 +1,7 @@
 """Every implementation of the experts agrees with the definition, and that with transformers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
 TOLERANCE = {jnp.float64: 1e-10, jnp.float32: 2e-5, jnp.bfloat16: 3e-2}
 
 
-def make_call(seed, index, dtype, hidden=16, width=12, num_experts=5):
+def make_call(seed, index, dtype, hidden=16, width=12, num_experts=3):
     """Arguments of `experts` with the given choices; everything else random."""
     keys = jax.random.split(jax.random.key(seed), 4)
     tokens, choices = np.shape(index)
@@ -33,19 +35,16 @@ def make_call(seed, index, dtype, hidden=16, width=12, num_experts=5):
     )
 
 
+@functools.partial(jax.jit, static_argnames="implementation")
 def outputs(implementation, args):
     """The result and the gradients of x, weight, gate_up, down for a fixed random cotangent."""
+    x, index, weight, gate_up, down = args
 
-    @jax.jit
-    def run(x, index, weight, gate_up, down):
-        def call(*floats):
-            x, weight, gate_up, down = floats
-            return experts(x, index, weight, gate_up, down, implementation=implementation)
+    def call(x, weight, gate_up, down):
+        return experts(x, index, weight, gate_up, down, implementation=implementation)
 
-        y, pull = jax.vjp(call, x, weight, gate_up, down)
-        return y, *pull(jax.random.normal(jax.random.key(7), y.shape, y.dtype))
-
-    return run(*args)
+    y, pull = jax.vjp(call, x, weight, gate_up, down)
+    return y, *pull(jax.random.normal(jax.random.key(7), y.shape, y.dtype))
 
 
 def assert_agrees(implementation, args):
@@ -61,13 +60,13 @@ def assert_agrees(implementation, args):
 
 @pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda t: t.__name__)
-@settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_agrees_with_the_reference_on_drawn_routings(implementation, dtype, data):
-    tokens = data.draw(st.sampled_from([1, 7, 40, 150]), "tokens")
+    tokens = data.draw(st.sampled_from([7, 40, 150]), "tokens")
     choices = data.draw(st.sampled_from([1, 2]), "choices")
-    low = data.draw(st.integers(-1, 4), "low")
-    high = data.draw(st.integers(low, 5), "high")  # 5 is the skip class, -1 padding
+    low = data.draw(st.integers(-1, 2), "low")
+    high = data.draw(st.integers(low, 3), "high")  # 3 is the skip class, -1 padding
     seed = data.draw(st.integers(0, 99), "seed")
     index = np.random.RandomState(seed).randint(low, high + 1, (tokens, choices))
     with jax.enable_x64(dtype == jnp.float64):
@@ -75,11 +74,11 @@ def test_agrees_with_the_reference_on_drawn_routings(implementation, dtype, data
 
 
 CROWDS = {
-    "all to one": np.full((200, 1), 3),
-    "all skipped": np.full((200, 1), 5),
-    "one token for each": np.arange(200)[:, None] % 41 - 18,
-    "last expert only, twice": np.full((90, 2), 4),
-    "first rows of every run": np.repeat(np.arange(5), 40)[:, None],
+    "all to the first": np.full((200, 1), 0),
+    "all to the last": np.full((200, 1), 2),
+    "all skipped": np.full((200, 1), 3),
+    "few for each": np.arange(200)[:, None] % 41 - 19,
+    "none for one, in order": np.repeat([0, 0, 0, 2, 2], 40)[:, None],
 }
 
 
@@ -91,18 +90,18 @@ def test_is_exact_for_any_group_sizes(implementation, index):
 
 
 @pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("tokens", [1, 3, 8, 32, 64])
+@pytest.mark.parametrize("tokens", [1, 6, 64])
 def test_decode_shapes_read_weights_in_pieces(implementation, tokens, monkeypatch):
     monkeypatch.setattr(streaming, "PIECE_BYTES", 512)
-    index = np.random.RandomState(tokens).randint(0, 6, (tokens, 1))
-    with jax.enable_x64(True):
-        assert_agrees(implementation, make_call(tokens, index, jnp.float64))
+    index = np.random.RandomState(tokens).randint(0, 4, (tokens, 1))
+    with jax.enable_x64(True):  # no other test has 20 channels: this one compiles anew
+        assert_agrees(implementation, make_call(tokens, index, jnp.float64, hidden=20))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_skipped_token_contributes_nothing_whatever_it_holds(implementation):
-    args = make_call(0, np.arange(100)[:, None] % 6, jnp.float32)
-    skipped = args[1] == 5
+    args = make_call(0, np.arange(200)[:, None] % 4, jnp.float32)
+    skipped = args[1] == 3
     clean = experts(*args, implementation=implementation)
     assert (clean[skipped[:, 0]] == 0).all()
     if implementation == "reference":
@@ -117,10 +116,10 @@ def test_agrees_with_transformers(implementation):
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.zaya.modeling_zaya")
     configuration = pytest.importorskip("transformers.models.zaya.configuration_zaya")
-    config = configuration.ZayaConfig(hidden_size=16, moe_intermediate_size=12, num_experts=5)
+    config = configuration.ZayaConfig(hidden_size=16, moe_intermediate_size=12, num_experts=3)
     theirs = modeling.ZayaExperts(config)
     x, index, weight, gate_up, down = make_call(
-        3, np.random.RandomState(3).randint(0, 6, (120, 1)), jnp.float32
+        3, np.random.RandomState(3).randint(0, 4, (200, 1)), jnp.float32
     )
     as_torch = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
     theirs.gate_up_proj.data = as_torch(gate_up.swapaxes(1, 2)).contiguous()
@@ -143,7 +142,7 @@ def test_agrees_with_transformers(implementation):
 def test_no_expert_table_is_copied_or_scattered_into():
     """In the compiled training step, only gathers move tokens and only dots write gradients."""
     index = np.random.RandomState(0).randint(0, 5, (300, 1))
-    args = make_call(0, index, jnp.float32, hidden=32, width=24)
+    args = make_call(0, index, jnp.float32, hidden=32, width=24, num_experts=5)
 
     def loss(x, weight, gate_up, down):
         return experts(x, args[1], weight, gate_up, down, implementation="xla").sum()
