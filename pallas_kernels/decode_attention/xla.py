@@ -17,6 +17,7 @@ from jax import lax
 from pallas_kernels.decode_attention import reference
 
 CHUNK = 128  # positions
+SMALL = 2**17  # elements of a cache that one pass reads before a loop has started
 CHUNK_COST = 2  # of a position read in a chunk, relative to one read by the single pass
 
 
@@ -40,7 +41,7 @@ def decode_attention(
             q, k_cache, v_cache, lengths, window=window, scale=scale, start=start
         )
 
-    if T <= CHUNK_COST * CHUNK:
+    if T <= CHUNK_COST * CHUNK or k_cache.size <= SMALL:
         return whole()
     # An idle row must not widen the range of the others.
     live = first < end
