@@ -157,10 +157,11 @@ def test_no_expert_table_is_copied_or_scattered_into():
 
 def test_turns_are_bounded_by_the_layout():
     """However tokens crowd, the loop's table has room for every turn."""
-    for tokens in (65, 100, 257):
+    route = jax.jit(xla.route, static_argnums=(1, 2, 3))
+    for tokens in (65, 257):
         capacity, block = xla.tiling(tokens, 5)
         for index in (np.full(tokens, 2), np.arange(tokens) % 2 * 4, np.arange(tokens) % 5):
-            routing = xla.route(jnp.asarray(index)[:, None], 5, capacity, block)
+            routing = route(jnp.asarray(index)[:, None], 5, capacity, block)
             assert 0 <= int(routing.turns) <= routing.owner.shape[0]
             covered = (np.bincount(index, minlength=5) - capacity).clip(0)
             assert int(routing.turns) == (-(-covered // block)).sum()
