@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,12 +37,12 @@ def atomic_folder(out: Path, *, needs: int, overwrite: bool = False) -> Iterator
             raise CheckpointError(
                 f"{out}: no room: {needs / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free"
             )
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
+        scratch = out.parent / f".{out.name}-{secrets.token_hex(4)}.partial"
+        scratch.mkdir()
     except OSError as error:
         raise CheckpointError(f"{out}: cannot write there: {error.strerror}") from error
     try:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
         if out.exists():
             old = scratch.with_suffix(".replaced")
             os.rename(out, old)
@@ -54,12 +54,6 @@ def atomic_folder(out: Path, *, needs: int, overwrite: bool = False) -> Iterator
         raise CheckpointError(f"{out}: writing failed: {error.strerror or error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

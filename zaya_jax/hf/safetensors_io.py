@@ -93,7 +93,7 @@ def parse_header(raw: bytes, where: str) -> Header:
         content = json.loads(raw[8:], object_pairs_hook=unique)
         content.pop("__metadata__", None)
         entries = {name: _entry(name, fields, where) for name, fields in content.items()}
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{where}: damaged header: {error!r}") from error

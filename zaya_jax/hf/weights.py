@@ -73,6 +73,7 @@ class InMemory:
         if problems:
             raise CheckpointError("these weights are not the model's: " + "; ".join(problems))
         self._addresses = addresses(declared)
+        self._fetched = ("", np.empty(0))
         self.model = dataclasses.replace(model, layers="unroll")
 
     def dtype(self, name: str) -> np.dtype:
@@ -80,10 +81,16 @@ class InMemory:
 
     def part(self, name: str, index: int) -> np.ndarray:
         address = self._addresses[name]
-        value = self._values[address.path]
+        value = self._on_host(address.path)
         if address.row is not None:
             value = value[address.row]
-        return np.asarray(value[index] if places(self.model, JAX)[name].stacked else value)
+        return value[index] if places(self.model, JAX)[name].stacked else value
+
+    def _on_host(self, path: str) -> np.ndarray:
+        """The whole array, fetched once for all of its pieces; a view where it lives here."""
+        if self._fetched[0] != path:
+            self._fetched = (path, np.asarray(self._values[path]))
+        return self._fetched[1]
 
 
 class NonFinite:
