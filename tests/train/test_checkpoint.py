@@ -1,0 +1,133 @@
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zaya_jax.errors import UserError
+from zaya_jax.train import manifest, workdir
+from zaya_jax.train import state as train_state
+from zaya_jax.train.checkpoint import Checkpoints, restore_weights
+
+
+@pytest.fixture(scope="module")
+def run(experiment, tmp_path_factory):
+    """A run directory with checkpoints of steps 2 and 4, and the two states."""
+    folder = tmp_path_factory.mktemp("run")
+    workdir.claim(experiment, folder)
+    first = train_state.init(experiment)
+    states = {
+        step: jax.tree.map(lambda x, step=step: (x + step).astype(x.dtype), first)
+        for step in (2, 4)
+    }
+    checkpoints = Checkpoints(folder, experiment)
+    for step, state in states.items():
+        assert checkpoints.save(state.replace(step=jnp.int32(step))) == step
+    checkpoints.close()
+    return folder, states
+
+
+@pytest.fixture
+def damaged(run, tmp_path):
+    """A copy of the run whose newest checkpoint lost the end of its largest file."""
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    files = (folder / "checkpoints/4/weights").rglob("*")
+    largest = max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-7])
+    return folder, run[1]
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_state_comes_back_as_it_was(run, experiment):
+    folder, states = run
+    checkpoints = Checkpoints(folder, experiment)
+    found = checkpoints.restore()
+    checkpoints.close()
+    assert found.step == 4
+    assert_equal(found.replace(step=0), states[4].replace(step=0))
+
+
+def test_weights_come_back_alone_from_a_run_a_folder_or_a_checkpoint(run, experiment):
+    folder, states = run
+    for path, step, expected in (
+        (folder, None, 4),
+        (folder, 2, 2),
+        (folder / "checkpoints", None, 4),
+        (folder / "checkpoints" / "2", None, 2),
+    ):
+        found, params, biases = restore_weights(path, step)
+        assert found == experiment
+        assert_equal(params, dict(states[expected].params))
+        assert_equal(biases, dict(states[expected].biases))
+
+
+def test_weights_need_no_optimizer_state(run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    shutil.rmtree(folder / "checkpoints/4/train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, params, _ = restore_weights(folder)
+    assert_equal(params, dict(run[1][4].params))
+
+
+def test_a_damaged_checkpoint_is_named_and_stepped_over(damaged, experiment):
+    folder, states = damaged
+    with pytest.warns(UserWarning, match=r"checkpoints/4 is damaged .*has \d+ bytes"):
+        _, params, _ = restore_weights(folder)
+    assert_equal(params, dict(states[2].params))
+
+    checkpoints = Checkpoints(folder, experiment)
+    with pytest.warns(UserWarning, match="renamed damaged-4"):
+        found = checkpoints.restore()
+    assert found.step == 2
+    # The way is free for the step to be done again, and nothing was deleted.
+    assert checkpoints.save(states[4].replace(step=jnp.int32(4))) == 4
+    checkpoints.close()
+    assert (folder / "checkpoints/damaged-4").is_dir()
+    assert_equal(restore_weights(folder)[1], dict(states[4].params))
+
+
+def test_a_damaged_checkpoint_asked_for_by_number_is_an_error(damaged):
+    with pytest.raises(UserError, match="checkpoints/4 is damaged"):
+        restore_weights(damaged[0], 4)
+
+
+def test_when_nothing_can_be_read_that_is_an_error(damaged, experiment):
+    folder, _ = damaged
+    (folder / "checkpoints/2/manifest.json").write_text("{")
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="can be read"):
+        restore_weights(folder)
+
+
+def test_missing_runs_and_steps_are_named(run, tmp_path, experiment):
+    with pytest.raises(UserError, match="no config.json"):
+        restore_weights(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint of step 3; there are: 2, 4"):
+        restore_weights(run[0], 3)
+    workdir.claim(experiment, tmp_path / "new")
+    with pytest.raises(UserError, match="no checkpoints yet"):
+        restore_weights(tmp_path / "new")
+
+
+def test_a_manifest_sees_a_flipped_bit_and_a_missing_file(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(100))
+    (tmp_path / "b").write_bytes(b"b")
+    assert manifest.damage(tmp_path) is None  # none yet: not judged
+    manifest.write(tmp_path)
+    assert manifest.damage(tmp_path) is None
+    (tmp_path / "a").write_bytes(bytes(99) + b"\1")
+    assert "a has other contents" in manifest.damage(tmp_path)
+    assert manifest.damage(tmp_path, "b") is None
+    (tmp_path / "b").unlink()
+    assert manifest.damage(tmp_path, "b") == "b is missing"

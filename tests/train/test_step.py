@@ -1,0 +1,113 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zaya_jax.config import Balance
+from zaya_jax.model import forms, functional
+from zaya_jax.train import state as train_state
+from zaya_jax.train.step import make_eval_step, make_train_step, summed_nats
+
+
+@pytest.fixture(scope="module")
+def start(experiment):
+    """A first state; copy it before a step, which takes its buffers."""
+    return train_state.init(experiment)
+
+
+def copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def test_loss_is_the_cross_entropy_of_the_weighted_targets(experiment, start, batch):
+    nats, targets, _ = summed_nats(experiment.model, start.params, start.biases, batch)
+    decoder = functional.merge(experiment.model, start.params, start.biases)
+    out = decoder(batch.tokens, batch.segment_ids, batch.positions)
+    logprob = jax.nn.log_softmax(decoder.logits(out.hidden))
+    picked = np.take_along_axis(np.asarray(logprob), batch.targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(nats, -(picked * batch.loss_weights).sum(), rtol=1e-5)
+    assert targets == batch.loss_weights.sum()
+    evaluated = make_eval_step(experiment.model)(start.params, start.biases, batch)
+    np.testing.assert_allclose(evaluated[0], nats, rtol=1e-5)
+    assert evaluated[2].shape == (2, 4)
+
+
+def test_loss_falls_and_metrics_are_in_range(experiment, start, batch):
+    step, state, losses = make_train_step(experiment), copy(start), []
+    for _ in range(30):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses[0] == pytest.approx(np.log(300), rel=0.02)
+    assert losses[-1] < 0.5 * losses[0]
+    assert state.step == 30
+    assert metrics.tokens == batch.loss_weights.sum()
+    assert np.all((metrics.load_entropy >= 0) & (metrics.load_entropy <= 1 + 1e-6))
+    np.testing.assert_allclose(metrics.load.sum(1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(metrics.load.max(1), metrics.max_load)
+    assert not np.any(metrics.skip_share)
+    assert np.all(metrics.routing_entropy <= np.log(5) + 1e-6)
+
+
+def test_the_step_moves_experts_biases_against_their_load_and_no_others(experiment, start, batch):
+    state, metrics = make_train_step(experiment)(copy(start), batch)
+    for layer in range(2):
+        moved = state.biases[f"layers.{layer}.router.biases"]
+        assert moved[-1] == -1
+        overload = np.asarray(metrics.load[layer]) - 1 / 4
+        np.testing.assert_array_equal(np.sign(moved[:-1]), -np.sign(overload))
+
+
+def test_without_a_balancer_biases_stay(experiment, start, batch):
+    still = dataclasses.replace(experiment, balance=Balance(kind="none"))
+    first = train_state.from_weights(still, copy(start.params), copy(start.biases))
+    state, _ = make_train_step(still)(first, batch)
+    for path, value in start.biases.items():
+        np.testing.assert_array_equal(state.biases[path], value)
+
+
+def test_padding_counts_nowhere(experiment, start, batch):
+    padded = batch.segment_ids == 0
+    other = batch._replace(
+        tokens=np.where(padded, 77, batch.tokens), targets=np.where(padded, 55, batch.targets)
+    )
+    step = make_train_step(experiment)
+    one, seen = step(copy(start), batch)
+    two, seen_too = step(copy(start), other)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    jax.tree.map(np.testing.assert_array_equal, seen, seen_too)
+    live = int((~padded).sum())
+    _, _, stats = summed_nats(experiment.model, start.params, start.biases, batch)
+    assert np.all(np.asarray(stats.counts).sum(1) == live)
+
+
+def test_a_batch_of_padding_alone_changes_no_gradient(experiment, start, batch):
+    empty = batch._replace(
+        segment_ids=np.zeros_like(batch.segment_ids),
+        loss_weights=np.zeros_like(batch.loss_weights),
+    )
+    state, metrics = make_train_step(experiment)(copy(start), empty)
+    assert metrics.loss == 0 and metrics.grad_norm == 0 and metrics.tokens == 0
+    for path, value in start.biases.items():
+        np.testing.assert_array_equal(state.biases[path], value)
+
+
+def test_scanned_layers_train_as_unrolled_ones(experiment, start, batch):
+    scanned, params, biases = forms.convert(
+        experiment.model, copy(start.params), copy(start.biases), "scan"
+    )
+    other = dataclasses.replace(experiment, model=scanned)
+    runs = []
+    for these, first in (
+        (experiment, copy(start)),
+        (other, train_state.from_weights(other, params, biases)),
+    ):
+        step, losses = make_train_step(these), []
+        for _ in range(4):
+            first, metrics = step(first, batch)
+            losses.append(np.append(metrics.load_entropy, metrics.loss))
+        runs.append(losses)
+    np.testing.assert_allclose(*runs, rtol=2e-4)
+
+

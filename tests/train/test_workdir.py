@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from zaya_jax.errors import UserError
+from zaya_jax.train import workdir
+
+
+def test_a_new_folder_is_claimed_and_a_run_in_it_found_again(experiment, tmp_path):
+    folder = tmp_path / "deep" / "run"
+    assert workdir.claim(experiment, folder) is False
+    assert workdir.claim(experiment, folder) is True
+    assert workdir.read_config(folder) == experiment
+
+
+def test_a_run_of_another_config_is_refused_with_the_fields_that_differ(
+    experiment, changed, tmp_path
+):
+    workdir.claim(experiment, tmp_path / "run")
+    other = changed("optim", learning_rate=0.5)
+    other = changed("model", base=other, num_layers=3)
+    with pytest.raises(UserError) as error:
+        workdir.claim(other, tmp_path / "run")
+    assert "optim.learning_rate: 0.01 there, 0.5 here" in str(error.value)
+    assert "model.num_layers: 2 there, 3 here" in str(error.value)
+    assert "batch_size" not in str(error.value)
+    assert workdir.read_config(tmp_path / "run") == experiment
+
+
+def test_length_and_cadence_may_change(experiment, changed, tmp_path):
+    workdir.claim(experiment, tmp_path / "run")
+    longer = changed("train", steps=99, log_every=7, eval_every=50, checkpoint_every=11)
+    assert workdir.claim(longer, tmp_path / "run")
+    assert workdir.read_config(tmp_path / "run").train.steps == 99
+
+
+def test_what_may_change_names_fields_that_exist(experiment):
+    from zaya_jax.config import to_dict
+
+    for path in workdir.MAY_CHANGE:
+        node = to_dict(experiment)
+        for name in path.split("."):
+            node = node[name]
+
+
+def test_a_folder_with_other_things_is_left_alone(experiment, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="neither empty nor a run directory"):
+        workdir.claim(experiment, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_unwritable_workdir_is_one_message(experiment, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write there"):
+        workdir.claim(experiment, tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="cannot write there"):
+        workdir.claim(experiment, tmp_path / "file")
+
+
+def test_a_broken_config_file_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is not JSON"):
+        workdir.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"modle": {}}')
+    with pytest.raises(UserError, match="modle.*did you mean model"):
+        workdir.read_config(tmp_path)
+
+
+def test_changed_data_is_refused(tmp_path):
+    workdir.check_data(tmp_path, {"corpus": {"sha256": "a", "documents": (1, 2)}})
+    workdir.check_data(tmp_path, {"corpus": {"sha256": "a", "documents": (1, 2)}})
+    with pytest.raises(UserError, match="corpus.sha256: 'a' then, 'b' now"):
+        workdir.check_data(tmp_path, {"corpus": {"sha256": "b", "documents": (1, 2)}})
+
+
+def test_every_start_is_recorded(tmp_path):
+    workdir.record_environment(tmp_path)
+    workdir.record_environment(tmp_path)
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert len(starts) == 2
+    assert starts[0]["versions"]["jax"] and starts[0]["cores"] >= 1 and starts[0]["command"]

@@ -1,0 +1,128 @@
+"""The plots of a run, as SVG text that takes its ink from the page it stands on.
+
+Axes and letters are drawn in `INK`, which becomes the page's `currentColor`: one figure serves
+light and dark pages. Lines have colours that stand out on both.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+INK = "#010203"
+COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899")
+_MANY_LAYERS = len(COLOURS)
+
+_STYLE = {
+    "svg.fonttype": "none",  # letters stay letters: small, and in the page's own font
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+}
+
+
+def figure(name: str, draw: Callable[[Axes], None], height: float = 3.4) -> str:
+    """An `<svg>` element.
+
+    Args:
+      name: makes ids inside the SVG differ from those of other figures on the page.
+      draw: draws on the axes it is given.
+      height: in inches, of a width of 6.4.
+    """
+    with plt.rc_context({**_STYLE, "svg.hashsalt": name}):
+        canvas, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
+        draw(axes)
+        text = io.StringIO()
+        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(canvas)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Sized by the page: the width and height in points give way to the viewBox.
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    label = rf'\1 role="img" aria-label="{name}"'
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', label, svg, count=1)
+    return svg
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` values (fewer at the beginning)."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def losses(
+    train: tuple[Sequence[int], Sequence[float]], heldout: tuple[Sequence[int], Sequence[float]]
+) -> str:
+    """Loss of training batches, faint and smoothed, and of the held-out text; (steps, nats)."""
+
+    def draw(axes: Axes) -> None:
+        if train[0]:
+            values = np.array([np.nan if v is None else v for v in train[1]], float)
+            axes.plot(train[0], values, alpha=0.25, linewidth=0.8, color=COLOURS[0])
+            window = max(len(values) // 25, 1)
+            axes.plot(train[0], smooth(values, window), color=COLOURS[0], label="train")
+        axes.plot(*heldout, "o-", color=COLOURS[1], label="held out")
+        axes.set(xlabel="step", ylabel="nats per token")
+        axes.legend()
+
+    return figure("loss", draw)
+
+
+def load_entropy(steps: Sequence[int], values: np.ndarray) -> str:
+    """Entropy of the experts' loads over time; values [N, L], 1 is perfect balance."""
+
+    def draw(axes: Axes) -> None:
+        if values.shape[1] <= _MANY_LAYERS:
+            for layer in range(values.shape[1]):
+                axes.plot(steps, values[:, layer], linewidth=1.2, label=f"layer {layer}")
+        else:
+            axes.fill_between(steps, values.min(1), values.max(1), alpha=0.2, label="all layers")
+            axes.plot(steps, values.mean(1), label="mean")
+        axes.axhline(1, color=INK, linewidth=0.6, linestyle=":")
+        axes.set(xlabel="step", ylabel="entropy of loads / log E", ylim=(0, 1.03))
+        axes.legend(loc="lower right", ncols=2)
+
+    return figure("router load entropy", draw)
+
+
+def heatmap(name: str, values: np.ndarray, label: str, centre: float) -> str:
+    """Layers x experts; colours diverge from `centre`. values: [L, E]."""
+
+    def draw(axes: Axes) -> None:
+        reach = max(float(np.abs(values - centre).max()), 1e-9)
+        mesh = axes.pcolormesh(
+            values, cmap="RdBu_r", vmin=centre - reach, vmax=centre + reach, linewidth=0.5
+        )
+        axes.set(xlabel="expert", ylabel="layer")
+        rows, columns = values.shape
+        axes.set_xticks(_marks(columns) + 0.5, [str(i) for i in _marks(columns)])
+        axes.set_yticks(_marks(rows) + 0.5, [str(i) for i in _marks(rows)])
+        axes.invert_yaxis()
+        bar = axes.figure.colorbar(mesh, ax=axes, label=label)
+        bar.outline.set_visible(False)
+
+    return figure(name, draw, height=min(1.6 + 0.28 * len(values), 9))
+
+
+def _marks(count: int) -> np.ndarray:
+    """At most twenty of 0..count-1, evenly apart."""
+    return np.arange(0, count, -(-count // 20))

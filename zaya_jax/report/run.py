@@ -1,0 +1,108 @@
+"""What is to be said of one run: read from its directory, nothing computed anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zaya_jax.config import Experiment, to_dict
+from zaya_jax.errors import UserError
+from zaya_jax.model.functional import (
+    active_parameter_count,
+    bias_declarations,
+    parameter_count,
+)
+from zaya_jax.train import metrics, workdir
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory as read.
+
+    Attributes:
+      train: records with a `loss`. evaluations: records with `heldout_bits_per_byte`.
+      starts: of `environment.json`. data: of `data.json`.
+    """
+
+    folder: Path
+    experiment: Experiment
+    train: list[Record]
+    evaluations: list[Record]
+    starts: list[Record]
+    data: Record
+
+    @property
+    def load(self) -> np.ndarray:
+        """[L, E] shares of the held-out tokens, at the last evaluation."""
+        return np.array(self.evaluations[-1]["heldout_load"])
+
+    @property
+    def biases(self) -> np.ndarray:
+        """[L, E] balancing biases of the experts, at the last evaluation."""
+        model, found = self.experiment.model, self.evaluations[-1]["biases"]
+        rows: dict[int, list[float]] = {}
+        for path, declaration in bias_declarations(model).items():
+            stacked = isinstance(declaration.layers, tuple)
+            layers = declaration.layers if stacked else (declaration.layers,)
+            rows |= zip(layers, found[path] if stacked else [found[path]], strict=True)
+        return np.array([rows[layer] for layer in sorted(rows)])[:, : model.router.experts]
+
+    @property
+    def results(self) -> Record:
+        """The numbers that matter, by name."""
+        first, last = self.evaluations[0], self.evaluations[-1]
+        model = self.experiment.model
+        found: Record = {
+            "steps": last["step"],
+            "held-out bits per byte, at the start": first["heldout_bits_per_byte"],
+            "held-out bits per byte, at the end": last["heldout_bits_per_byte"],
+            "held-out nats per token, at the end": last["heldout_loss"],
+            "parameters": parameter_count(model),
+            "active parameters per token": active_parameter_count(model),
+        }
+        if self.train:
+            train = self.experiment.train
+            tokens = train.batch_size * train.sequence_length
+            rates = [r["tokens_per_second"] for r in self.train if r["tokens_per_second"]]
+            found["tokens trained on"] = self.train[-1]["step"] * tokens
+            found["training loss, last"] = self.train[-1]["loss"]
+            found["router-load entropy, last"] = float(np.mean(self.train[-1]["load_entropy"]))
+            found["tokens per second, median"] = float(np.median(rates)) if rates else None
+        return found
+
+
+def read(folder: Path) -> Run:
+    """Reads a run directory.
+
+    Raises:
+      UserError: it is none, or nothing was evaluated in it yet.
+    """
+    experiment = workdir.read_config(folder)
+    records = metrics.read(folder)
+    evaluations = [r for r in records if "heldout_bits_per_byte" in r]
+    if not evaluations:
+        raise UserError(f"{folder}: no evaluation in {workdir.METRICS} yet, nothing to report")
+    return Run(
+        folder=folder,
+        experiment=experiment,
+        train=[r for r in records if "loss" in r],
+        evaluations=evaluations,
+        starts=_json(folder / workdir.ENVIRONMENT, []),
+        data=_json(folder / workdir.DATA, {}),
+    )
+
+
+def _json(file: Path, default: Any) -> Any:
+    return json.loads(file.read_text()) if file.exists() else default
+
+
+def changed_fields(experiment: Experiment) -> dict[str, Any]:
+    """The fields that are not at their default, by dotted path."""
+    found = workdir.differences(to_dict(Experiment()), to_dict(experiment))
+    return {path: value for path, (_, value) in found.items()}
