@@ -8,8 +8,8 @@ def get_config():
     model = config.Model(
         vocab_size=2048,
         hidden_size=128,
-        num_layers=4,
-        expert_width=128,
+        num_layers=2,
+        expert_width=256,
         context_length=512,
         pad_id=0,
         bos_id=2,
@@ -24,14 +24,14 @@ def get_config():
             model=model,
             data=config.Data(heldout_max_bytes=250_000),
             train=config.Train(
-                steps=600,
-                batch_size=16,
+                steps=800,
+                batch_size=8,
                 sequence_length=256,
-                eval_every=200,
+                eval_every=400,
                 checkpoint_every=200,
             ),
-            optim=config.Optim(
-                learning_rate=5e-3, warmup_steps=40, final_fraction=0.05, weight_decay=0.1
-            ),
+            optim=config.Optim(learning_rate=8e-3, warmup_steps=40, final_fraction=0.05),
+            # Faster than in a long run: there are only hundreds of steps to balance in.
+            balance=config.Balance(rate=5e-3),
         )
     )

@@ -66,7 +66,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     _, state = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     first = optax.tree_utils.tree_get(state, "mu")
     seen = {k: mu / (1 - OPTIM.b1) for k, mu in first.items()}
-    assert optax.global_norm(seen) == pytest.approx(OPTIM.clip_norm, rel=1e-5)
+    assert optax.tree.norm(seen) == pytest.approx(OPTIM.clip_norm, rel=1e-5)
 
 
 def test_groups_hold_every_parameter_once_and_the_table_says_so():

@@ -17,6 +17,7 @@ matplotlib.use("svg")
 
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.colors import TwoSlopeNorm  # noqa: E402
 
 INK = "#010203"
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899")
@@ -104,20 +105,26 @@ def load_entropy(steps: Sequence[int], values: np.ndarray) -> str:
     return figure("router load entropy", draw)
 
 
-def heatmap(name: str, values: np.ndarray, label: str, centre: float) -> str:
-    """Layers x experts; colours diverge from `centre`. values: [L, E]."""
+def heatmap(
+    name: str, values: np.ndarray, label: str, centre: float, lowest: float | None = None
+) -> str:
+    """Layers x experts. values: [L, E].
+
+    Colours diverge from `centre`, as far down as up, or down to `lowest`.
+    """
 
     def draw(axes: Axes) -> None:
         reach = max(float(np.abs(values - centre).max()), 1e-9)
-        mesh = axes.pcolormesh(
-            values, cmap="RdBu_r", vmin=centre - reach, vmax=centre + reach, linewidth=0.5
-        )
+        bottom = centre - reach if lowest is None else lowest
+        norm = TwoSlopeNorm(centre, bottom, centre + reach)
+        mesh = axes.pcolormesh(values, cmap="RdBu_r", norm=norm)
         axes.set(xlabel="expert", ylabel="layer")
         rows, columns = values.shape
         axes.set_xticks(_marks(columns) + 0.5, [str(i) for i in _marks(columns)])
         axes.set_yticks(_marks(rows) + 0.5, [str(i) for i in _marks(rows)])
         axes.invert_yaxis()
         bar = axes.figure.colorbar(mesh, ax=axes, label=label)
+        bar.ax.set_yscale("linear")
         bar.outline.set_visible(False)
 
     return figure(name, draw, height=min(1.6 + 0.28 * len(values), 9))

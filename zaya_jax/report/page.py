@@ -26,7 +26,7 @@ p { margin: .3rem 0 .8rem; } svg { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top;
          border-bottom: 1px solid light-dark(#e3e6ea, #2b3036); font-weight: normal; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: .7rem; border-radius: .4rem; font-size: .85rem;
       background: light-dark(#f4f5f7, #1e2226); }
 .muted { color: light-dark(#59636e, #97a1ab); font-size: .9rem; }
@@ -74,7 +74,7 @@ def render(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> str:
     parts += [
         _section(
             "Load of each expert",
-            figures.heatmap("load", run.load, "share of tokens", 1 / experts),
+            figures.heatmap("load", run.load, "share of tokens", 1 / experts, lowest=0),
             f"On the held-out text, at the last evaluation; an even share is {1 / experts:.3f}.",
         ),
         _section(
@@ -114,9 +114,7 @@ def _section(title: str, body: str, note: str = "") -> str:
 def _table(rows: Mapping[str, Any]) -> str:
     cells = []
     for name, value in rows.items():
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        kind = ' class="number"' if numeric else ""
-        cells.append(f"<tr><th>{html.escape(name)}</th><td{kind}>{html.escape(text(value))}</td></tr>")
+        cells.append(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text(value))}</td></tr>")
     return f'<div class="table"><table>{"".join(cells)}</table></div>'
 
 

@@ -94,7 +94,7 @@ def make_train_step(
         metrics = Metrics(
             loss=loss,
             tokens=tokens,
-            grad_norm=optax.global_norm(gradients),
+            grad_norm=optax.tree.norm(gradients),
             learning_rate=learning_rate(state.step),
             **router_metrics(model, stats),
         )
