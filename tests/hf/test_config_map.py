@@ -95,7 +95,7 @@ LISTS = {
     "model_type": "zaya",
     "hidden_size": 2048,
     "vocab_size": 262272,
-    "num_hidden_layers": 40,  # disagrees with the lists, which win
+    "num_hidden_layers": 120,  # disagrees with the lists, which win
     "zaya_layers": ["a", 16] * 40,
     "cca_num_q_heads": [8, 0] * 40,
     "num_query_groups_list": [2, 0] * 40,
@@ -133,6 +133,12 @@ def test_lists_of_november_2025():
         residual_in_fp32=False,
         attention=dataclasses.replace(ZAYA1_8B.attention, rope_theta=1e6),
     )
+
+
+def test_lists_have_defaults_of_their_own():
+    given = ("eos_token_id", "rope_theta", "max_position_embeddings", "residual_in_fp32")
+    bare = {key: value for key, value in LISTS.items() if key not in given}
+    assert config_map.read(bare) == config_map.read(LISTS)
 
 
 def test_zaya1_74b_windows_in_both_schemas():

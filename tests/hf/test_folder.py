@@ -128,6 +128,11 @@ def test_files_of_any_writer_come_back_byte_for_byte(legacy, tmp_path):
     back = convert_folder(open_folder(tmp_path / "i"), tmp_path / "back")
     assert contents(back) == contents(legacy)
     assert open_folder(tmp_path / "i").tokenizer_dir == tmp_path / "i" / "tokenizer"
+    # Sharded anew: other files, the same config.
+    again = convert_folder(open_folder(tmp_path / "i"), tmp_path / "again", max_shard_gb=1)
+    assert (again / "config.json").read_bytes() == (legacy / "config.json").read_bytes()
+    assert not (again / "model.safetensors.index.json").exists()
+    assert tensors(again) == tensors(legacy)
 
 
 def test_list_style_configs_open(legacy):

@@ -77,6 +77,13 @@ _LEGACY_FIXED = {
     "zaya_use_eda": True,
     "zaya_use_mod": True,
 }
+# What the code of November 2025 took for keys that its configs leave out.
+_LIST_DEFAULTS = {
+    "eos_token_id": 1,
+    "max_position_embeddings": 32_768,
+    "residual_in_fp32": False,
+    "rope_theta": 1e6,
+}
 # Keys that change how other software runs, not what is computed; values of the published files.
 _NATIVE_EXTRA = {"output_router_logits": False, "use_cache": True}
 _LEGACY_EXTRA = {
@@ -309,9 +316,9 @@ def _read_legacy(config: Config, problems: list[str]) -> dict[str, Any]:
 
 def _flatten(config: Config, problems: list[str]) -> dict[str, Any]:
     """The scalar schema of a list-style config: attention and expert layers in turn, all alike."""
-    flat = dict(config)
+    flat = {**_LIST_DEFAULTS, **config}
     layers = flat.pop("zaya_layers")
-    flat["num_hidden_layers"] = len(layers)  # the lists win over a scalar that disagrees
+    flat["num_hidden_layers"] = len(layers)  # published files have another scalar
     for place, old, new in (
         (0, "cca_num_q_heads", "cca_num_q_heads"),
         (0, "num_query_groups_list", "num_query_groups"),

@@ -80,8 +80,8 @@ def convert_folder(
 ) -> Path:
     """Writes an opened folder, imported or not, as a Hugging Face folder; streams.
 
-    In the layout it came from, with `dtype` and `max_shard_gb` left alone, every file of the result
-    is byte for byte the one that was imported.
+    In the layout it came from, with `dtype` left alone, config.json and its companions come back as
+    they were, and with `max_shard_gb` left alone the weight files too, byte for byte.
 
     Args:
       layout: the one it came from by default. Others: see `write_folder`.
@@ -90,22 +90,26 @@ def convert_folder(
     layout = origin.layout if layout is None else layout
     refuse_same(folder.path, out)
     limit = SHARD_BYTES if max_shard_gb is None else max_shard_gb * 1e9
-    same = layout == origin.layout and dtype == "source" and max_shard_gb is None
-    if not same:
+    if layout != origin.layout or dtype != "source":
         generation = origin.folder / "generation_config.json"
         tokenizer = folder.tokenizer_dir
         return _write(
             folder, out, layout, dtype, limit, tokenizer, None, overwrite, progress, generation
         )
-    _check_headers(folder, origin.headers)
-    needs = sum(header.data_bytes for header in origin.headers.values())
+    kept, headers = ORIGIN_FILES, None
+    if max_shard_gb is None:
+        _check_headers(folder, origin.headers)
+        headers = origin.headers
+    else:
+        kept = tuple(name for name in kept if not name.endswith(".index.json"))
+    needs = sum(spec.nbytes for spec in specs_of(folder, layout, dtype).values())
     with atomic_folder(out, needs=needs, overwrite=overwrite) as scratch:
-        bad = write_weights(folder, scratch, layout, headers=origin.headers, progress=progress)
-        copy_files(origin.folder, scratch, ORIGIN_FILES)
-        if folder.layout == JAX:
-            copy_files(folder.path / "tokenizer", scratch, TOKENIZER_FILES)
-        else:
-            copy_files(folder.path, scratch, TOKENIZER_FILES)
+        bad = write_weights(
+            folder, scratch, layout, max_bytes=limit, headers=headers, progress=progress
+        )
+        copy_files(origin.folder, scratch, kept)
+        tokenizer_files = folder.path / "tokenizer" if folder.layout == JAX else folder.path
+        copy_files(tokenizer_files, scratch, TOKENIZER_FILES)
         bad.warn(folder.path)
     return out
 
