@@ -12,7 +12,16 @@ pytest.importorskip("transformers.models.zaya.modeling_zaya")
 
 from zaya_jax.bench.peer import from_torch, torch_config, torch_model, widened  # noqa: E402
 
-__all__ = ["from_torch", "margin", "routes", "tiny_model", "torch", "torch_config", "torch_model", "widened"]
+__all__ = [
+    "from_torch",
+    "margin",
+    "routes",
+    "tiny_model",
+    "torch",
+    "torch_config",
+    "torch_model",
+    "widened",
+]
 
 
 def tiny_model(
@@ -58,7 +67,7 @@ def tiny_model(
 
 
 def routes(oracle) -> tuple[list, list]:
-    """Hooks every router: per layer the biased probabilities [B, S, classes], filled on each call."""
+    """Hooks every router: a list of biased probabilities [B, S, classes], one a layer."""
     records: list = []
 
     def hook(module, inputs, outputs):

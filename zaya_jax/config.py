@@ -1,9 +1,9 @@
 """The typed schema of an experiment.
 
-An experiment is written as an `ml_collections.ConfigDict` in `experiments/` and overridden by flags;
-`freeze` turns it into the dataclasses below, once, at the boundary. Everything behind the boundary
-reads typed, validated, immutable fields. All mistakes are reported together, each with its field,
-its value and what would be accepted, before anything is compiled.
+An experiment is an `ml_collections.ConfigDict` in `experiments/`, overridden by flags;
+`freeze` turns it into the dataclasses below, once, at the boundary. Everything behind the
+boundary reads typed, validated, immutable fields. All mistakes are reported together, each with its
+field, its value and what would be accepted, before anything is compiled.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Experiment:
     balance: Balance = Balance()
 
 
-# --- The boundary: dataclasses <-> ConfigDict ------------------------------------------------------
+# --- The boundary: dataclasses <-> ConfigDict ---
 
 
 def _accepted_types(annotation: Any) -> tuple[type, ...]:
@@ -243,7 +243,7 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
     if not problems:
         problems = list(check(experiment))
     if problems:
-        raise ConfigError("the experiment cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise ConfigError("the experiment cannot be run:\n  - " + "\n  - ".join(problems))
     return experiment
 
 
@@ -252,7 +252,7 @@ def freeze(config: ml_collections.ConfigDict) -> Experiment:
     return from_dict(config.to_dict())
 
 
-# --- What can be run -------------------------------------------------------------------------------
+# --- What can be run ---
 
 
 def check(experiment: Experiment) -> typing.Iterator[str]:
@@ -280,7 +280,10 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
             if not 0 <= value < 1:
                 yield f"{section}.{name} = {value}: expected 0 <= {name} < 1"
     if not 0 <= optim.warmup_steps < train.steps:
-        yield f"optim.warmup_steps = {optim.warmup_steps}: expected less than train.steps = {train.steps}"
+        yield (
+            f"optim.warmup_steps = {optim.warmup_steps}: expected less than "
+            f"train.steps = {train.steps}"
+        )
     if experiment.balance.kind != "none" and not experiment.balance.rate > 0:
         yield f"balance.rate = {experiment.balance.rate}: expected a positive number"
 
@@ -290,7 +293,8 @@ def check_model(model: Model) -> typing.Iterator[str]:
     a, r = model.attention, model.router
     yield from _positive("model", model, "vocab_size hidden_size num_layers expert_width")
     yield from _positive("model", model, "context_length norm_eps init_std")
-    yield from _positive("model.attention", a, "heads kv_heads head_dim rope_theta window_rope_theta")
+    yield from _positive("model.attention", a, "heads kv_heads head_dim")
+    yield from _positive("model.attention", a, "rope_theta window_rope_theta")
     yield from _positive("model.router", r, "experts top_k width")
     yield from _among("model.attention.kind", a.kind, ATTENTION_KINDS)
     yield from _among("model.router.kind", r.kind, ROUTER_KINDS)
@@ -304,14 +308,14 @@ def check_model(model: Model) -> typing.Iterator[str]:
         yield f"model.attention.heads = {a.heads}: not a multiple of kv_heads = {a.kv_heads}"
     if (a.kv_heads * a.head_dim) % 2:
         yield (
-            f"model.attention.head_dim = {a.head_dim} with kv_heads = {a.kv_heads}: the value is half "
-            "current, half delayed, so kv_heads * head_dim must be even"
+            f"model.attention.head_dim = {a.head_dim} with kv_heads = {a.kv_heads}: the value is "
+            "half current, half delayed, so kv_heads * head_dim must be even"
         )
     rotary = a.head_dim * a.rope_fraction
     if not 0 < a.rope_fraction <= 1 or rotary != int(rotary) or int(rotary) % 2:
         yield (
-            f"model.attention.rope_fraction = {a.rope_fraction}: head_dim * rope_fraction must be an "
-            f"even whole number of channels (head_dim = {a.head_dim})"
+            f"model.attention.rope_fraction = {a.rope_fraction}: head_dim * rope_fraction must be "
+            f"an even whole number of channels (head_dim = {a.head_dim})"
         )
     if len(a.conv_kernels) != 2 or any(not isinstance(k, int) or k < 1 for k in a.conv_kernels):
         yield f"model.attention.conv_kernels = {a.conv_kernels}: expected two widths of at least 1"
@@ -321,8 +325,8 @@ def check_model(model: Model) -> typing.Iterator[str]:
         yield from _among("model.attention.pattern", span, SPANS)
     if model.num_layers > 0 and a.pattern and model.num_layers % len(a.pattern):
         yield (
-            f"model.num_layers = {model.num_layers}: not a multiple of the {len(a.pattern)} entries of "
-            "model.attention.pattern"
+            f"model.num_layers = {model.num_layers}: not a multiple of the {len(a.pattern)} "
+            "entries of model.attention.pattern"
         )
     if "sliding" in a.pattern and (a.window is None or a.window < 1):
         yield f"model.attention.window = {a.window}: sliding layers need a span of at least 1"
@@ -332,7 +336,8 @@ def check_model(model: Model) -> typing.Iterator[str]:
         yield "model.param_dtype and model.activation_dtype: float64 must be chosen for both"
     for name in ("pad_id", "bos_id", "eos_id"):
         if not 0 <= getattr(model, name) < max(model.vocab_size, 1):
-            yield f"model.{name} = {getattr(model, name)}: outside the vocabulary of {model.vocab_size}"
+            value = getattr(model, name)
+            yield f"model.{name} = {value}: outside the vocabulary of {model.vocab_size}"
 
 
 def _among(field: str, value: str, accepted: tuple[str, ...]) -> typing.Iterator[str]:

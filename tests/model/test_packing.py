@@ -1,4 +1,4 @@
-"""Packed rows are exact: a document in a packed row gives what it gives alone, and its gradients."""
+"""Packed rows are exact: a document gives what it gives alone, and so do its gradients."""
 
 from __future__ import annotations
 

@@ -71,8 +71,9 @@ def mlx_name(name: str, layers: int) -> str:
     index, rest = int(parts[2]), ".".join(parts[3:])
     if rest.startswith("post_mlp_residual_scale"):
         rest = rest.removeprefix("post_mlp_residual_scale")
-        last = index == layers - 1
-        return f"model.res_scale{rest}" if last else f"model.layers.{index + 1}.attn.res_scale{rest}"
+        if index == layers - 1:
+            return f"model.res_scale{rest}"
+        return f"model.layers.{index + 1}.attn.res_scale{rest}"
     for ours, theirs in RENAMES:
         if rest == ours or rest.startswith(ours + "."):
             return f"model.layers.{index}.{theirs}{rest.removeprefix(ours)}"
@@ -105,7 +106,8 @@ def test_passthrough_agrees_with_mlx_vlm():
             value = to_hf(np.asarray(values[place.path]), place.declaration.layout)
             if "conv_qk" in name and value.ndim == 3:
                 value = value.transpose(0, 2, 1)
-            weights.append((mlx_name(name, model.num_layers), mx.array(np.ascontiguousarray(value))))
+            value = mx.array(np.ascontiguousarray(value))
+            weights.append((mlx_name(name, model.num_layers), value))
     peer.load_weights(weights, strict=True)
 
     ids = np.random.default_rng(4).integers(3, 97, (2, 29))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -65,7 +66,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _speed(model: config.Model) -> dict[str, Any]:
-    from zaya_jax.bench.speed import Bench
+    from zaya_jax.bench.speed import Bench, Measurement
 
     bench = Bench(model, FLAGS.seed, FLAGS.pairs)
     print(
@@ -77,13 +78,13 @@ def _speed(model: config.Model) -> dict[str, Any]:
         f"{'of floor':>10}  peer's experts"
     )
     rows = []
-    runs = []
+    runs: list[Callable[[], Measurement]] = []
     if "prefill" in FLAGS.what:
-        runs.append(lambda: bench.prefill())
+        runs.append(bench.prefill)
     if "train" in FLAGS.what:
-        runs.append(lambda: bench.train())
+        runs.append(bench.train)
     if "decode" in FLAGS.what:
-        runs += [lambda n=int(n): bench.decode(n) for n in FLAGS.batches]
+        runs += [functools.partial(bench.decode, int(n)) for n in FLAGS.batches]
     for run in runs:
         m = run()
         spread = f"{m.spread[0]:.2f}-{m.spread[1]:.2f}"
@@ -93,8 +94,8 @@ def _speed(model: config.Model) -> dict[str, Any]:
             flush=True,
         )
         rows.append(dataclasses.asdict(m))
-    print(f"\nmedians of {FLAGS.pairs} pairs taken in turns; the ratio is the median over the pairs.")
-    print("of floor: share of the matmul peak (prefill, train) or of the memory bandwidth (decode).")
+    print(f"\nmedians of {FLAGS.pairs} pairs taken in turns; the ratio is the median over pairs.")
+    print("of floor: share of the matmul peak (prefill, train) or memory bandwidth (decode).")
     return {"matmul_flops": bench.matmul_peak, "bytes_per_s": bench.bandwidth, "rows": rows}
 
 

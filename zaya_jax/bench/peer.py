@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,8 @@ def torch_config(model: Model, attention: str = "eager", experts: str = "eager")
     a, r = model.attention, model.router
     names = {"full": "hybrid", "sliding": "hybrid_sliding"}
     rope = {"rope_type": "default", "partial_rotary_factor": a.rope_fraction}
-    return modeling.ZayaConfig(
+    build: Any = modeling.ZayaConfig  # takes more keywords than it declares
+    return build(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
         num_hidden_layers=model.num_layers,
@@ -69,7 +71,7 @@ def torch_model(model: Model, seed: int, attention: str = "eager", experts: str 
 
 
 def spread(oracle, seed: int) -> None:
-    """Fills parameters and balancing biases with values that use every expert and the skip class."""
+    """Fills parameters and biases with values that use every expert and the skip class."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor, std, mean=0.0):
@@ -138,8 +140,9 @@ def widened():
         both = torch.cat((angles, angles), dim=-1)
         return both.cos().to(x.dtype), both.sin().to(x.dtype)
 
-    modeling.torch, rotary.forward = proxy, wide_rotary
+    mended: Any = modeling  # the module and its class are patched on purpose
+    mended.torch, mended.ZayaRotaryEmbedding.forward = proxy, wide_rotary
     try:
         yield
     finally:
-        modeling.torch, rotary.forward = old_torch, old_rotary
+        mended.torch, mended.ZayaRotaryEmbedding.forward = old_torch, old_rotary

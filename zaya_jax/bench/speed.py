@@ -7,7 +7,9 @@ its own cache in a bare loop without `generate`'s bookkeeping.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable
 
@@ -19,6 +21,9 @@ import torch
 from pallas_kernels.cross_entropy import cross_entropy
 from zaya_jax.bench import machine, peer
 from zaya_jax.config import Model
+from zaya_jax.infer import programs
+from zaya_jax.infer.sampler import Sampling
+from zaya_jax.infer.sampler import batch as batch_settings
 from zaya_jax.model import cache as caches
 from zaya_jax.model.functional import Biases, Params, declarations, merge
 
@@ -83,7 +88,7 @@ class Bench:
 
     def _best_peer(self, run: Callable[[], object]) -> str:
         """The experts implementation with which transformers is fastest at `run`."""
-        taken = {}
+        taken: dict[str, float] = {}
         for name in PEER_EXPERTS:
             self.oracle.set_experts_implementation(name)
             try:
@@ -92,7 +97,7 @@ class Bench:
                 taken[name] = first if slow else min(machine.seconds(run) for _ in range(2))
             except (RuntimeError, NotImplementedError):  # not available for this device or dtype
                 continue
-        best = min(taken, key=taken.get)
+        best = min(taken, key=lambda name: taken[name])
         self.oracle.set_experts_implementation(best)
         return best
 
@@ -176,53 +181,47 @@ class Bench:
             "matmul FLOP/s",
         )
 
-    def decode(self, batch: int, prompt: int = 64, steps: int = 32) -> Measurement:
-        """Greedy single-token steps after a prompt, through the decode step of `generate`."""
-        from zaya_jax.infer.generate import decode_steps
+    def decode(self, batch: int, prompt: int = 64, calls: int = 2) -> Measurement:
+        """Greedy single-token steps after a prompt, through the very programs of `generate`."""
+        ids, model = self.ids(batch, prompt), self.model
+        steps = calls * programs.MOST_STEPS
+        filters, rows = batch_settings([Sampling(temperature=0.0)] * batch, model.vocab_size)
+        capacity = prompt + steps + 1
+        start = jax.jit(functools.partial(programs.prefill, model, filters, capacity))
+        go = jax.jit(functools.partial(programs.decode, model, filters))
+        counts = jnp.full((batch,), prompt, jnp.int32)
+        ready, _ = start(self.params, self.biases, jnp.asarray(ids), counts, rows)
+        many = jnp.full((batch,), steps + 1, jnp.int32)
+        never = jnp.array([-1], jnp.int32)
 
-        ids = self.ids(batch, prompt)
-        model, capacity = self.model, prompt + 2 * steps
+        def ours():
+            state = ready
+            for _ in range(calls):
+                each = jnp.int32(programs.MOST_STEPS)
+                state, _ = go(self.params, self.biases, state, many, each, never, rows)
+            return state.tokens
 
-        @jax.jit
-        def prefill(params, biases, tokens):
-            decoder = merge(model, params, biases)
-            out = decoder(tokens, cache=caches.empty(model, batch, capacity))
-            return decoder.logits(out.hidden[:, -1]).argmax(-1).astype(jnp.int32), out.cache
+        live = jnp.ones((batch,), bool)
+        one = jax.jit(functools.partial(programs.step, model, filters))
+        routed = one(self.params, self.biases, ready, live, rows)[2].counts
+        used = np.sum(np.asarray(routed)[:, : model.router.experts] > 0, axis=-1).mean()
 
-        first, cache = prefill(self.params, self.biases, jnp.asarray(ids))
-
-        @jax.jit
-        def run(params, biases, token, cache):
-            return decode_steps(model, params, biases, token, cache, steps)
-
-        counts = run(self.params, self.biases, first, cache)[2]
         self.oracle.set_experts_implementation("eager")
         with torch.no_grad():
-            start = self.oracle(torch.tensor(ids), use_cache=True)
-        theirs_first = start.logits[:, -1:].argmax(-1)
-        kept = start.past_key_values
-        length = prompt
+            begun = self.oracle(torch.tensor(ids), use_cache=True)
+        first = begun.logits[:, -1:].argmax(-1)
 
         def theirs():
-            import copy
-
-            past, token = copy.deepcopy(kept), theirs_first
+            past, token = copy.deepcopy(begun.past_key_values), first  # copying is under 1 ms
             with torch.no_grad():
                 for _ in range(steps):
                     out = self.oracle(token, past_key_values=past, use_cache=True)
                     token = out.logits[:, -1:].argmax(-1)
             return token.sum().item()
 
-        used = float(np.mean(np.sum(np.asarray(counts)[..., : model.router.experts] > 0, axis=-1)))
-        read = weight_bytes(model, used) * steps
-        read += cache_bytes(model, batch, length + steps // 2) * steps
+        read = weight_bytes(model, float(used)) + cache_bytes(model, batch, prompt + steps // 2)
         return self._measure(
-            f"decode batch {batch}",
-            batch * steps,
-            lambda: run(self.params, self.biases, first, cache)[0],
-            theirs,
-            read,
-            "memory bytes/s",
+            f"decode batch {batch}", batch * steps, ours, theirs, read * steps, "memory bytes/s"
         )
 
 

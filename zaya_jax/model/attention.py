@@ -69,13 +69,14 @@ class _Attention(nnx.Module):
         """Attention over this call's tokens, or over the cache for a single new token."""
         ops, S = self.model.ops, q.shape[1]
         if cache is not None:
+            assert tokens.lengths is not None
             cache = caches.append(cache, k, v, tokens.lengths)
         if cache is not None and S == 1:
             out = decode_attention(
                 q[:, 0],
                 cache.k,
                 cache.v,
-                tokens.lengths + 1,
+                tokens.lengths + 1,  # type: ignore[operator]  # set wherever a cache is
                 window=self.window,
                 implementation=ops.decode_attention,
             )[:, None]
@@ -104,13 +105,9 @@ class CCA(_Attention):
         a, D = model.attention, model.hidden_size
         (K0, K1), heads, C = a.conv_kernels, a.heads + a.kv_heads, a.head_dim
         half = a.kv_heads * C // 2
-        for part in ("current", "delayed"):
-            name = f"qkv_proj.v_proj_{part}"
-            setattr(
-                self,
-                f"v_{part}",
-                self._projection(declare, (D, half), ("embed", "kv_heads"), name),
-            )
+        value = ((D, half), ("embed", "kv_heads"))
+        self.v_current = self._projection(declare, *value, "qkv_proj.v_proj_current")
+        self.v_delayed = self._projection(declare, *value, "qkv_proj.v_proj_delayed")
         conv = "self_attn.qkv_proj.conv_qk_"
         self.conv_depthwise = declare(
             (K0, heads * C),
@@ -180,6 +177,7 @@ class CCA(_Attention):
             implementation=self.model.ops.cca_mix,
         )
         if cache is not None:
+            assert cache.state is not None
             counts = jnp.full(x.shape[:1], x.shape[1], jnp.int32)
             if tokens.live is not None:
                 counts = jnp.sum(tokens.live, axis=1, dtype=jnp.int32)

@@ -67,6 +67,7 @@ class Block(nnx.Module):
         mixed, cache = self.attention(x, tokens, cache)
         stream, x = self.attention_residual(mixed, stream, self.mlp_norm[...])
 
+        assert x is not None
         x = x.reshape(-1, shape[-1])
         live = None if tokens.live is None else tokens.live.reshape(-1)
         routing = self.router(x, router_state, live)

@@ -32,10 +32,12 @@ def addresses(found: Mapping[str, Declaration]) -> dict[str, Address]:
     table = {}
     for path, declaration in found.items():
         layers = declaration.layers
-        stacked = isinstance(layers, tuple)
-        for row, layer in enumerate(layers if stacked else (layers,)):
-            name = declaration.full_name(layer)
-            table[name] = Address(path, row if stacked else None, layer, declaration)
+        if isinstance(layers, tuple):
+            places = [Address(path, row, i, declaration) for row, i in enumerate(layers)]
+        else:
+            places = [Address(path, None, layers, declaration)]
+        for place in places:
+            table[declaration.full_name(place.layer)] = place
     return table
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,8 @@ def _path(keys: tuple) -> str:
 @functools.lru_cache(maxsize=32)
 def _split(model: Model):
     abstract = nnx.eval_shape(lambda: Decoder(model, jax.random.key(0)))
-    graph, params, biases = nnx.split(abstract, nnx.Param, BalancingBias)
-    return graph, params, biases
+    split: Any = nnx.split(abstract, nnx.Param, BalancingBias)
+    return split
 
 
 def _declare(state) -> dict[str, Declaration]:
@@ -90,12 +91,12 @@ def bias_declarations(model: Model) -> Mapping[str, Declaration]:
 
 def init(model: Model, key: jax.Array) -> tuple[Params, Biases]:
     """Initial parameters and balancing biases; a pure function of (model, key)."""
-    _, params, biases = nnx.split(Decoder(model, key), nnx.Param, BalancingBias)
+    split: Any = nnx.split(Decoder(model, key), nnx.Param, BalancingBias)
 
     def values(state) -> dict[str, jax.Array]:
         return {_path(keys): variable[...] for keys, variable in nnx.to_flat_state(state)}
 
-    return values(params), values(biases)
+    return values(split[1]), values(split[2])
 
 
 def merge(model: Model, params: Params, biases: Biases) -> Decoder:

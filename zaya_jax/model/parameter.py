@@ -55,7 +55,9 @@ class Declare:
       layers: None outside the layers, an int for one layer, a tuple for a stack of layers.
     """
 
-    def __init__(self, key: jax.Array, dtype: jnp.dtype, layers: int | tuple[int, ...] | None = None):
+    def __init__(
+        self, key: jax.Array, dtype: jnp.dtype, layers: int | tuple[int, ...] | None = None
+    ):
         self.key, self.dtype, self.layers = key, dtype, layers
 
     def at(self, layers: int | tuple[int, ...]) -> Declare:

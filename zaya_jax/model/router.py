@@ -1,4 +1,4 @@
-"""Router kinds: the ZAYA1 router (`mlp_eda`), the same without depth averaging (`mlp`), `linear`."""
+"""Router kinds: ZAYA1's (`mlp_eda`), the same without depth averaging (`mlp`), and `linear`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Router(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, state: jax.Array | None, live: jax.Array | None) -> Routing:
-        """Args: x [T, D] normed, state [T, R] of the layer before or None, live [T] bool or None."""
+        """Args: x [T, D] normed; state [T, R] of the layer before, or None; live [T] bool."""
 
         def value(name: str) -> jax.Array | None:
             variable = getattr(self, name, None)
