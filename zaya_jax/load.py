@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -126,12 +125,12 @@ def load(
     model, params, biases = forms.convert(model, params, biases, layers)
     if param_dtype is not None:
         params = {name: _cast(value, param_dtype) for name, value in params.items()}
-    changes = {
-        "param_dtype": param_dtype,
-        "activation_dtype": activation_dtype,
-        "ops": ops,
-    }
-    model = dataclasses.replace(model, **{k: v for k, v in changes.items() if v is not None})
+    model = dataclasses.replace(
+        model,
+        param_dtype=param_dtype or model.param_dtype,
+        activation_dtype=activation_dtype or model.activation_dtype,
+        ops=ops or model.ops,
+    )
     opens_with_bos = tokenizer is not None and _opens_with_bos(tokenizer_dir)
     return Loaded(model, params, biases, tokenizer, source, opens_with_bos)
 
@@ -211,14 +210,14 @@ def _opens_with_bos(folder: Path | None) -> bool:
 
 def _with_ids_of(tokenizer: Tokenizer, model: Model) -> Model:
     """A run's special ids are those it was trained with, whatever its model section says."""
-    ids: Mapping[str, int | None] = {
-        "pad_id": tokenizer.pad_id,
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-    }
-    return dataclasses.replace(
-        model, **{k: v for k, v in ids.items() if v is not None and v < model.vocab_size}
-    )
+    bos_id = model.bos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    ids = {"pad_id": tokenizer.pad_id, "bos_id": bos_id, "eos_id": tokenizer.eos_id}
+    if max(ids.values()) >= model.vocab_size:
+        raise UserError(
+            f"the run's tokenizer has {tokenizer.vocab_size} ids, its model.vocab_size is "
+            f"{model.vocab_size}"
+        )
+    return dataclasses.replace(model, **ids)  # type: ignore[arg-type]
 
 
 def _cast(value: jax.Array, dtype: str) -> jax.Array:

@@ -22,6 +22,10 @@ from zaya_jax.model.functional import Params, declarations
 SHORTEST_BUCKET = 16
 """Prompts are padded to powers of two from here on, so that few lengths are ever compiled."""
 
+CACHE_CHUNK = 256
+"""The cache is allocated in multiples of this, and at least two: XLA's CPU compiler copies the
+cache of a single row eight times a layer and step where one chunk of attention spans all of it."""
+
 PATIENCE = 0.1
 """Seconds between two pieces of streamed text, if a token takes less."""
 
@@ -115,6 +119,7 @@ class Generator:
             )
         self.loaded, self.batch, self.capacity = loaded, batch, capacity or context
         self.timing = Timing()
+        self._slots = CACHE_CHUNK * max(2, -(-self.capacity // CACHE_CHUNK))
         self._params = cast_once(loaded)
         self._biases = {name: jnp.asarray(value) for name, value in loaded.biases.items()}
         self._stop_ids = np.array(sorted(loaded.stop_ids), np.int32)
@@ -156,10 +161,10 @@ class Generator:
         settings = [answer.request.sampling for answer in group] + idle
         filters, rows = sampler.batch(settings, self.loaded.model.vocab_size)
 
-        arguments = (self._params, self._biases, tokens, counts, rows)
-        prefill = self._program("prefill", filters, length, arguments)
+        prompts = (self._params, self._biases, tokens, counts, rows)
+        prefill = self._program("prefill", filters, length, prompts)
         begun = time.perf_counter()
-        state, chosen = prefill(*arguments)
+        state, chosen = prefill(*prompts)
         took = self._deliver(group, chosen, emit, begun)
         self.timing.first_seconds += took
         self.timing.first_tokens += len(group)
@@ -204,7 +209,7 @@ class Generator:
             begun = time.perf_counter()
             model = self.loaded.model
             if name == "prefill":
-                run = jax.jit(functools.partial(programs.prefill, model, filters, self.capacity))
+                run = jax.jit(functools.partial(programs.prefill, model, filters, self._slots))
             else:
                 run = jax.jit(functools.partial(programs.decode, model, filters), donate_argnums=2)
             self._compiled[key] = run.lower(*arguments).compile()

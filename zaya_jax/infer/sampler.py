@@ -127,7 +127,7 @@ def sample(
 
 
 def keep(logits: jax.Array, rows: Rows, filters: Filters) -> jax.Array:
-    """float32 logits [B, V], after temperature, with minus infinity where a filter drops a token."""
+    """Minus infinity where a filter drops a token; float32 logits [B, V], after temperature."""
     if filters.top_k:
         at_least = largest_set(logits, jnp.ones_like(logits), rows.top_k.astype(jnp.float32))
         logits = jnp.where(logits >= at_least[:, None], logits, -jnp.inf)
