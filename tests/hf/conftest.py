@@ -48,6 +48,8 @@ def spread_values(model: Model, seed: int = 0, skip_bias: float = -1.0):
         elif name.endswith("balancing_biases"):
             value = 0.05 * normal
             value[..., -1] = skip_bias
+        elif declaration.group == "embedding":
+            value = normal
         elif declaration.group == "vector":
             value = 0.2 * normal
         else:

@@ -96,7 +96,8 @@ def convert_folder(
         return _write(
             folder, out, layout, dtype, limit, tokenizer, None, overwrite, progress, generation
         )
-    kept, headers = ORIGIN_FILES, None
+    kept: tuple[str, ...] = ORIGIN_FILES
+    headers = None
     if max_shard_gb is None:
         _check_headers(folder, origin.headers)
         headers = origin.headers
