@@ -51,9 +51,7 @@ def test_overloaded_biases_fall_and_the_skip_bias_never_moves():
     biases = jnp.array([0.0, 0.0, 0.0, -1.0])
     state = controller.init(biases)
     for _ in range(50):
-        updates, state = controller.update(
-            balance.error(jnp.array([8, 1, 3, 7]), 3), state, biases
-        )
+        updates, state = controller.update(balance.error(jnp.array([8, 1, 3, 7]), 3), state, biases)
         biases = optax.apply_updates(biases, updates)
     assert biases[0] < -0.1 and biases[1] > 0.1 and biases[3] == -1
 

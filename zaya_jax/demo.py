@@ -96,23 +96,25 @@ def sample(folder: Path, seed: int) -> list[str]:
     from zaya_jax.load import load
 
     loaded = load(folder)
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(SAMPLES)]
     requests = [
         Request(
-            PROMPTS[i % len(PROMPTS)],
+            prompt,
             max_tokens=SAMPLE_TOKENS,
             sampling=Sampling(temperature=0.7, top_p=0.95, seed=seed + i),
         )
-        for i in range(SAMPLES)
+        for i, prompt in enumerate(prompts)
     ]
     capacity = min(SAMPLE_TOKENS + 32, loaded.model.context_length)
     completions = Generator(loaded, batch=SAMPLES, capacity=capacity).generate(requests)
+    texts = [prompt + done.text for prompt, done in zip(prompts, completions, strict=True)]
     return [
-        request.prompt + (c.text if c.finish == "eos" else whole_statements(request.prompt, c.text))
-        for request, c in zip(requests, completions, strict=True)
+        text if done.finish == "eos" else whole_statements(text)
+        for text, done in zip(texts, completions, strict=True)
     ]
 
 
-def whole_statements(prompt: str, text: str) -> str:
+def whole_statements(text: str) -> str:
     """Leaves out the end of a text that was cut off at a length, which is nobody's mistake.
 
     Keeps what comes before the last line that begins a top-level statement; where there is only

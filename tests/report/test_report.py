@@ -32,9 +32,7 @@ def folder(request, tmp_path):
     workdir.check_data(tmp_path, {"heldout": {"documents": 7}})
     workdir.record_environment(tmp_path)
     numbers = 10.0 * np.arange(3)[:, None] + np.arange(5)
-    biases = {
-        path: numbers[np.array(d.layers)] for path, d in bias_declarations(model).items()
-    }
+    biases = {path: numbers[np.array(d.layers)] for path, d in bias_declarations(model).items()}
     writer = metrics.Writer(tmp_path, 0)
     for step in range(0, 41, 10):
         if step:

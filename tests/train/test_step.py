@@ -109,5 +109,3 @@ def test_scanned_layers_train_as_unrolled_ones(experiment, start, batch):
             losses.append(np.append(metrics.load_entropy, metrics.loss))
         runs.append(losses)
     np.testing.assert_allclose(*runs, rtol=2e-4)
-
-

@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 
 matplotlib.use("svg")
 
@@ -23,7 +25,7 @@ INK = "#010203"
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899")
 _MANY_LAYERS = len(COLOURS)
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters: small, and in the page's own font
     "font.size": 11,
     "text.color": INK,
@@ -34,7 +36,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
 }
 
 

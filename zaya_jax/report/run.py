@@ -48,9 +48,11 @@ class Run:
         model, found = self.experiment.model, self.evaluations[-1]["biases"]
         rows: dict[int, list[float]] = {}
         for path, declaration in bias_declarations(model).items():
-            stacked = isinstance(declaration.layers, tuple)
-            layers = declaration.layers if stacked else (declaration.layers,)
-            rows |= zip(layers, found[path] if stacked else [found[path]], strict=True)
+            layers = declaration.layers
+            if isinstance(layers, tuple):
+                rows |= dict(zip(layers, found[path], strict=True))
+            elif layers is not None:
+                rows[layers] = found[path]
         return np.array([rows[layer] for layer in sorted(rows)])[:, : model.router.experts]
 
     @property

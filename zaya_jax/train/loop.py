@@ -132,7 +132,7 @@ class _Run:
                 self._save(state)
         while pending:
             self._read(*pending.popleft())
-        if stop and step < self.cadence.steps:
+        if stop.signal is not None and step < self.cadence.steps:
             self._save(state)
             self.progress.say(
                 f"stopped by {stop.signal.name} after step {step:,}; everything is saved. To go "
@@ -141,7 +141,7 @@ class _Run:
         seconds = time.monotonic() - began
         return Result(folder, step, self.bits_per_byte, seconds, stop.signal)
 
-    def _compile(self, state: TrainState) -> Callable[[TrainState, Batch], Any]:
+    def _compile(self, state: TrainState) -> Callable[..., tuple[TrainState, Metrics]]:
         self.progress.say("compiling the training step ...")
         began = time.monotonic()
         step = make_train_step(self.experiment)

@@ -103,6 +103,7 @@ def first_state(experiment: Experiment) -> TrainState:
 def _loaded(experiment: Experiment):
     from zaya_jax import load
 
+    assert experiment.train.init_from is not None
     return load.load(experiment.train.init_from, layers=experiment.model.layers)
 
 

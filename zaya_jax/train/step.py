@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.stages import Wrapped
 
 from pallas_kernels.cross_entropy import cross_entropy
 from zaya_jax import balance, optim
@@ -70,10 +70,11 @@ def summed_nats(
     return -jnp.sum(logprob * weights), jnp.sum(weights), out.stats
 
 
-def make_train_step(
-    experiment: Experiment,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step `(state, batch) -> (state, metrics)`; the state given to it is donated."""
+def make_train_step(experiment: Experiment) -> Wrapped:
+    """The jitted step `(TrainState, Batch) -> (TrainState, Metrics)`.
+
+    The state given to it is donated: its buffers hold the new state afterwards.
+    """
     model = experiment.model
     optimizer, controller = optim.optimizer(experiment), balance.controller(experiment.balance)
     learning_rate = optim.schedule(experiment.optim, experiment.train.steps)
@@ -110,9 +111,7 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(
-    model: Model,
-) -> Callable[[Params, Biases, Batch], tuple[jax.Array, jax.Array, jax.Array]]:
+def make_eval_step(model: Model) -> Wrapped:
     """The jitted step `(params, biases, batch) -> (nats, targets, counts)`; it moves nothing.
 
     nats: summed, not averaged, over the weighted targets. targets: the sum of their weights.
