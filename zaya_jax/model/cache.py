@@ -7,6 +7,7 @@ needs no cache.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -58,7 +59,7 @@ def append(cache: LayerCache, k: jax.Array, v: jax.Array, at: jax.Array) -> Laye
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
         new = new.astype(old.dtype).transpose(0, 2, 1, 3)
-        put = lambda row, values, i: jax.lax.dynamic_update_slice(row, values, (0, i, 0))  # noqa: E731
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
         return jax.vmap(put)(old, new, at)
 
     return cache._replace(k=write(cache.k, k), v=write(cache.v, v))
