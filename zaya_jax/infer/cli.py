@@ -53,9 +53,7 @@ def main(argv: list[str]) -> int:
     from zaya_jax.infer.sampler import Sampling
     from zaya_jax.load import load
 
-    sampling = Sampling(
-        FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p, max(FLAGS.seed, 0)
-    )
+    sampling = Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p, FLAGS.seed)
     loaded = load(path, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
     request = Request(prompt, FLAGS.max_tokens, sampling, tuple(FLAGS.stop))
     requests = [
