@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     result = loop.train(experiment, folder)
     if result.interrupted is not None and result.step < experiment.train.steps:
         return 128 + int(result.interrupted)
+    print("\nmeasuring what else predicts these files, and sampling ...", flush=True)
     scores = compare(experiment, folder)
     title = "Bits per byte on held-out files"
     print(f"\n{title}:")

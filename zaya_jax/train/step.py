@@ -133,7 +133,7 @@ def router_metrics(model: Model, stats: RouterStats) -> dict[str, jax.Array]:
     counts = stats.counts.astype(jnp.float32)
     routed, everything = jnp.sum(counts[:, :E], axis=1), jnp.sum(counts, axis=1)
     load = counts[:, :E] / jnp.maximum(routed, 1)[:, None]
-    entropy = -jnp.sum(jnp.where(load > 0, load * jnp.log(load), 0), axis=1)
+    entropy = jnp.sum(jnp.where(load > 0, -load * jnp.log(load), 0), axis=1)
     return {
         "load": load,
         "load_entropy": entropy / jnp.log(max(E, 2)),
