@@ -24,13 +24,13 @@ def get_config():
             model=model,
             data=config.Data(heldout_max_bytes=250_000),
             train=config.Train(
-                steps=800,
+                steps=600,
                 batch_size=8,
                 sequence_length=256,
-                eval_every=400,
+                eval_every=200,
                 checkpoint_every=200,
             ),
-            optim=config.Optim(learning_rate=1.2e-2, warmup_steps=150, final_fraction=0.05),
+            optim=config.Optim(learning_rate=8e-3, warmup_steps=40, final_fraction=0.05),
             # Faster than in a long run: there are only hundreds of steps to balance in.
             balance=config.Balance(rate=5e-3),
         )

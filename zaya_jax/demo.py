@@ -14,8 +14,9 @@ from typing import Any
 from zaya_jax import config, options
 
 FOLDER = Path("demo")
-PROMPTS = ("import ", "from ", "class ", "def ", "#")
-SAMPLES, SAMPLE_TOKENS = 20, 192
+# None ends in white space: the tokenizer puts it at the head of the word that follows.
+PROMPTS = ("import os", "from typing import", "class Node(", "def main(", "def __init__(self")
+SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 20, 128, 0.6
 
 
 def define_flags() -> None:
@@ -102,7 +103,7 @@ def sample(folder: Path, seed: int) -> list[str]:
         Request(
             prompt,
             max_tokens=SAMPLE_TOKENS,
-            sampling=Sampling(temperature=0.7, top_p=0.95, seed=seed + i),
+            sampling=Sampling(TEMPERATURE, top_p=0.95, seed=seed + i),
         )
         for i, prompt in enumerate(prompts)
     ]
