@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,15 @@ DRAWS = {
 }
 
 
+
+def on_one_worker(*names, slow=()):
+    """Parameters of a test; all tests of a draw run in one process, which keeps `settled`."""
+    return [
+        pytest.param(n, marks=[pytest.mark.xdist_group(n)] + [pytest.mark.slow] * (n in slow))
+        for n in names
+    ]
+
+
 def inputs(draw, seed):
     """Random ids, the attention mask, HF position ids and our segment ids."""
     _, batch, length, left = DRAWS[draw]
@@ -50,6 +60,7 @@ def oracle_forward(oracle, ids, mask, positions, **kw):
     ).logits
 
 
+@functools.lru_cache
 def settled(draw, least=1e-4):
     """Model, float32 oracle and inputs whose every routing decision has a margin of `least`.
 
@@ -95,7 +106,7 @@ def gap(a, b, mask):
     return np.abs(a - b)[real].max() / np.abs(b)[real].max()
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("draw", on_one_worker(*DRAWS))
 def test_logits_and_routes_in_float64(draw):
     model, oracle, (ids, mask, _), expected, biased = settled(draw)
     with jax.enable_x64(True):
@@ -107,10 +118,11 @@ def test_logits_and_routes_in_float64(draw):
     assert len(used) > 1, "a draw that uses one expert only tests no routing"
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("draw", on_one_worker(*DRAWS))
 def test_logits_and_routes_in_float32(draw, record_property):
     model, oracle, (ids, mask, positions), _, biased = settled(draw)
     oracle = oracle.float()
+    oracle.set_attn_implementation("eager")
     with torch.no_grad():
         eager = oracle_forward(oracle, ids, mask, positions).numpy()
         oracle.set_attn_implementation("sdpa")
@@ -125,10 +137,13 @@ def test_logits_and_routes_in_float32(draw, record_property):
     np.testing.assert_array_equal(index[:, real], biased.argmax(-1)[:, real])
 
 
-@pytest.mark.parametrize("draw", ["plain", "padded_sliding", "three_kv_heads", "sliding"])
+@pytest.mark.parametrize(
+    "draw", on_one_worker("plain", "padded_sliding", "three_kv_heads", "sliding", slow=("plain",))
+)
 def test_gradient_of_every_tensor(draw):
     model, oracle, (ids, mask, positions), _, _ = settled(draw)
     oracle = oracle.float()
+    oracle.zero_grad()
     targets = np.random.default_rng(7).integers(0, 97, ids.shape)
     logits = oracle_forward(oracle, ids, mask, positions)
     real = torch.tensor(mask, dtype=torch.bool)
@@ -158,7 +173,9 @@ def test_gradient_of_every_tensor(draw):
     assert errors[worst] < 2e-5, (worst, errors[worst])
 
 
-@pytest.mark.parametrize("draw", ["plain", "wide_first_conv", "padded_sliding"])
+@pytest.mark.parametrize(
+    "draw", on_one_worker("plain", "wide_first_conv", "padded_sliding", slow=("plain",))
+)
 def test_cached_decoding_gives_the_oracles_greedy_tokens(draw):
     """64 tokens: `generate` of transformers, left padded, against prefill and single steps here,
     right padded."""
