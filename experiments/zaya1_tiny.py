@@ -30,7 +30,11 @@ def get_config():
                 eval_every=200,
                 checkpoint_every=200,
             ),
-            optim=config.Optim(learning_rate=8e-3, warmup_steps=40, final_fraction=0.05),
+            # A router's first gradients are tiny. A larger eps keeps Adam from blowing them up,
+            # which at this rate drives routers to give all weight to the skip class, and so to die.
+            optim=config.Optim(
+                learning_rate=1.2e-2, warmup_steps=40, final_fraction=0.05, eps=1e-5
+            ),
             # Faster than in a long run: there are only hundreds of steps to balance in.
             balance=config.Balance(rate=5e-3),
         )
