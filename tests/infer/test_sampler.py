@@ -64,6 +64,14 @@ def test_temperature_zero_is_greedy_whatever_else_is_asked():
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1.2e-38, 1e-38, 1e-45, 1e-320])
+def test_a_temperature_near_zero_chooses_as_zero_does(temperature):
+    logits = logits_of(3)
+    tokens, logprobs = draw(logits, [Sampling(temperature, top_p=0.9, min_p=0.1)] * 3)
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+    assert np.isfinite(logprobs).all()
+
+
 def test_greedy_sees_differences_that_float32_does_not():
     with jax.enable_x64(True):
         logits = np.zeros((1, V))
@@ -99,7 +107,7 @@ def test_rows_without_a_finite_logit_are_marked_and_harm_no_other():
     logits = logits_of(2)
     logits[0] = -np.inf
     logits[1] = np.nan
-    for setting in (Sampling(), Sampling(1.0), Sampling(0.7, 5, 0.5, 0.1)):
+    for setting in (Sampling(), Sampling(1.0), Sampling(0.7, 5, 0.5, 0.1), Sampling(1.2e-38)):
         tokens, logprobs = draw(logits, [setting] * 3)
         assert (0 <= tokens).all() and (tokens < V).all()
         assert np.isneginf(logprobs[:2]).all() and np.isfinite(logprobs[2])

@@ -27,7 +27,8 @@ BLOCK = 512  # tokens that are drawn among in one step; about the root of a larg
 class Sampling:
     """How the tokens of one request are chosen.
 
-    temperature: divides the logits; 0 is greedy, and then the filters and the seed mean nothing.
+    temperature: divides the logits; 0 is greedy, and then the filters and the seed mean nothing. So
+      is a number below the normal range of float32, which devices may take for zero.
     top_k: keep the k most likely tokens (and ties with the last); None keeps all.
     top_p: keep the fewest most likely tokens whose probabilities sum to p (Holtzman et al. 2019).
     min_p: keep tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024).
@@ -55,6 +56,11 @@ class Sampling:
         need(0 <= self.min_p <= 1, "min_p", "a share from 0 to 1")
         need(0 <= self.seed < 2**63, "seed", "0 <= seed < 2**63")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is chosen and nothing is drawn."""
+        return self.temperature < np.finfo(np.float32).tiny
+
 
 class Filters(NamedTuple):
     """Which parts of `sample` any row of a batch needs; static, so that the rest costs nothing."""
@@ -68,7 +74,7 @@ class Filters(NamedTuple):
 class Rows(NamedTuple):
     """The settings of a batch, one row a request: what `sample` reads at run time.
 
-    temperature, top_p, min_p: [B] float32. top_k: [B] int32, the vocabulary's size if off.
+    temperature, top_p, min_p: [B] float32; temperature 0 is greedy. top_k: [B] int32, the vocabulary's size if off.
     seed: [B, 2] uint32, low and high word.
     """
 
@@ -81,7 +87,7 @@ class Rows(NamedTuple):
 
 def batch(settings: Sequence[Sampling], vocab_size: int) -> tuple[Filters, Rows]:
     """The settings of the rows of a batch in the form that `sample` takes."""
-    drawn = [s for s in settings if s.temperature > 0]
+    drawn = [s for s in settings if not s.greedy]
     filters = Filters(
         draw=bool(drawn),
         top_k=any(s.top_k is not None and s.top_k < vocab_size for s in drawn),
@@ -89,7 +95,7 @@ def batch(settings: Sequence[Sampling], vocab_size: int) -> tuple[Filters, Rows]
         min_p=any(s.min_p > 0 for s in drawn),
     )
     rows = Rows(
-        temperature=np.array([s.temperature for s in settings], np.float32),
+        temperature=np.array([0 if s.greedy else s.temperature for s in settings], np.float32),
         top_k=np.array([min(s.top_k or vocab_size, vocab_size) for s in settings], np.int32),
         top_p=np.array([s.top_p for s in settings], np.float32),
         min_p=np.array([s.min_p for s in settings], np.float32),
@@ -119,7 +125,10 @@ def sample(
     narrow = logits.astype(jnp.float32)
     if filters.draw:
         greedy = rows.temperature <= 0
-        kept = keep(narrow / jnp.where(greedy, 1, rows.temperature)[:, None], rows, filters)
+        # Relative to the largest, a small temperature sends all others to minus infinity, not both.
+        most = jnp.max(narrow, axis=-1, keepdims=True)
+        below = narrow - jnp.where(jnp.isfinite(most), most, 0)
+        kept = keep(below / jnp.where(greedy, 1, rows.temperature)[:, None], rows, filters)
         tokens = jnp.where(greedy, tokens, _draw(kept, rows.seed, positions))
     chosen = jnp.take_along_axis(narrow, tokens[:, None], axis=-1)[:, 0]
     total = jax.nn.logsumexp(narrow, axis=-1)
