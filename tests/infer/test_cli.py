@@ -65,6 +65,8 @@ def test_samples_differ_by_seed_and_repeat(model, tmp_path, capsys):
         (("--prompt=x", "--stop="), "an empty string"),
         (("--prompt=x", "--max_tokens=0"), "max_tokens = 0"),
         ((f"--prompt={'f ' * 400}",), "model.context_length"),
+        (("--prompt=caf\udce9",), "--prompt: not UTF-8 at byte 3"),
+        (("--prompt=x", "--stop=\udcff"), "--stop: not UTF-8 at byte 0"),
     ],
 )
 def test_mistakes_are_told_in_one_line(model, arguments, message, capsys):

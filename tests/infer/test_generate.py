@@ -9,7 +9,7 @@ import pytest
 
 from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.errors import UserError
-from zaya_jax.infer import Generator, Request, Sampling, programs
+from zaya_jax.infer import Generator, Request, Sampling, generate, programs
 from zaya_jax.model import functional
 
 PROMPTS = [[7, 8, 9], [5] * 17, [3], list(range(20, 51))]
@@ -178,6 +178,22 @@ def test_damaged_weights_are_named(network):
     params = loaded.params | {"final_norm": jnp.full_like(loaded.params["final_norm"], jnp.nan)}
     with pytest.raises(UserError, match="no logit is finite"):
         Generator(dataclasses.replace(loaded, params=params)).generate([Request([5], 3)])
+
+
+def test_weights_are_held_once_and_as_they_are_used(network):
+    loaded = network("float32", activation_dtype="bfloat16")
+    held = Generator(loaded).loaded.params
+    assert held["embedding"].dtype == jnp.bfloat16  # every step would cast it
+    assert held["final_norm"] is loaded.params["final_norm"]  # computed in float32: no copy
+    same = network()
+    assert all(v is same.params[name] for name, v in Generator(same).loaded.params.items())
+
+
+def test_prompts_are_padded_by_little_to_few_lengths():
+    lengths = range(1, 5000)
+    padded = [generate.bucket(length) for length in lengths]
+    assert all(0 <= p - n < max(16, n / 8) for n, p in zip(lengths, padded, strict=True))
+    assert len(set(padded)) < 60 and padded == sorted(padded)
 
 
 @pytest.mark.parametrize("bad", [{"batch": 0}, {"capacity": 0}, {"capacity": 65}])

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     del argv
     path = options.require("model")
     prompt = _prompt()
+    stop = tuple(_utf8(_bytes(text), "--stop") for text in FLAGS.stop)
     if FLAGS.samples < 1:
         raise UserError(f"--samples={FLAGS.samples}: expected at least 1")
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
 
     sampling = Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p, FLAGS.seed)
     loaded = load(path, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
-    request = Request(prompt, FLAGS.max_tokens, sampling, tuple(FLAGS.stop))
+    request = Request(prompt, FLAGS.max_tokens, sampling, stop)
     requests = [
         dataclasses.replace(request, sampling=dataclasses.replace(sampling, seed=sampling.seed + i))
         for i in range(FLAGS.samples)
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> int:
         batch=min(FLAGS.samples, LARGEST_BATCH),
         capacity=min(needed, loaded.model.context_length),
     )
+    del loaded  # the generator has its own, in the dtypes in which it computes
     alone = FLAGS.samples == 1
     completions = generator.generate(requests, _show if alone else None)
     for number, completion in enumerate(completions, 1):
@@ -99,18 +101,30 @@ def _prompt() -> str:
     """The text of --prompt, --prompt_file or the standard input.
 
     Raises:
-      UserError: none or two of them, or a file that cannot be read as UTF-8.
+      UserError: none or two of them, or one that cannot be read as UTF-8.
     """
     if (FLAGS.prompt is None) == (FLAGS.prompt_file is None):
         raise UserError("give one of --prompt=TEXT (- for the standard input), --prompt_file=FILE")
+    if FLAGS.prompt_file is not None:
+        where = f"--prompt_file={FLAGS.prompt_file}"
+        try:
+            return _utf8(Path(FLAGS.prompt_file).read_bytes(), where)
+        except OSError as error:
+            raise UserError(f"{where}: {error.strerror}") from error
+    if FLAGS.prompt == "-":
+        return _utf8(sys.stdin.buffer.read(), "the standard input")
+    return _utf8(_bytes(FLAGS.prompt), "--prompt")
+
+
+def _bytes(argument: str) -> bytes:
+    """What was typed: Python keeps bytes of the command line that are no UTF-8 as surrogates."""
+    return argument.encode("utf-8", "surrogateescape")
+
+
+def _utf8(data: bytes, where: str) -> str:
     try:
-        if FLAGS.prompt_file is not None:
-            return Path(FLAGS.prompt_file).read_bytes().decode("utf-8")
-        return sys.stdin.buffer.read().decode("utf-8") if FLAGS.prompt == "-" else FLAGS.prompt
-    except OSError as error:
-        raise UserError(f"--prompt_file={FLAGS.prompt_file}: {error.strerror}") from error
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = FLAGS.prompt_file or "the standard input"
         raise UserError(f"{where}: not UTF-8 at byte {error.start}: {error.reason}") from error
 
 

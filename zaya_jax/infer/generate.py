@@ -17,10 +17,10 @@ from zaya_jax.infer import programs, sampler
 from zaya_jax.infer.sampler import Filters, Sampling
 from zaya_jax.infer.text import TextStream
 from zaya_jax.load import Loaded
-from zaya_jax.model.functional import Params, declarations
+from zaya_jax.model.functional import declarations
 
-SHORTEST_BUCKET = 16
-"""Prompts are padded to powers of two from here on, so that few lengths are ever compiled."""
+PROMPT_STEP = 16
+"""Prompts are padded to multiples of this, and long ones to larger steps: see `bucket`."""
 
 CACHE_CHUNK = 256
 """The cache is allocated in multiples of this, and at least two: XLA's CPU compiler copies the
@@ -99,6 +99,10 @@ class Generator:
     A completion does not depend on how many steps run between two looks of the host, and what is
     drawn for a request not on its neighbours (their number of rows may change the last bits of a
     logit; see `sampler`).
+
+    Attributes:
+      loaded: the network, its parameters in the dtypes in which they are used: whoever needs no
+        others drops theirs, and each is held once.
     """
 
     def __init__(self, loaded: Loaded, *, batch: int = 1, capacity: int | None = None):
@@ -117,11 +121,9 @@ class Generator:
             raise UserError(
                 f"capacity = {capacity}: expected 1 to model.context_length = {context}"
             )
-        self.loaded, self.batch, self.capacity = loaded, batch, capacity or context
+        self.loaded = on_device(loaded)
+        self.batch, self.capacity = batch, capacity or context
         self.timing = Timing()
-        self._slots = CACHE_CHUNK * max(2, -(-self.capacity // CACHE_CHUNK))
-        self._params = cast_once(loaded)
-        self._biases = {name: jnp.asarray(value) for name, value in loaded.biases.items()}
         self._stop_ids = np.array(sorted(loaded.stop_ids), np.int32)
         self._compiled: dict[Any, Callable] = {}
 
@@ -161,7 +163,8 @@ class Generator:
         settings = [answer.request.sampling for answer in group] + idle
         filters, rows = sampler.batch(settings, self.loaded.model.vocab_size)
 
-        prompts = (self._params, self._biases, tokens, counts, rows)
+        weights = (self.loaded.params, self.loaded.biases)
+        prompts = (*weights, tokens, counts, rows)
         prefill = self._program("prefill", filters, length, prompts)
         begun = time.perf_counter()
         state, chosen = prefill(*prompts)
@@ -174,7 +177,7 @@ class Generator:
             remaining = np.zeros(self.batch, np.int32)
             remaining[: len(group)] = [answer.remaining for answer in group]
             rest = (remaining, np.int32(steps), self._stop_ids, rows)
-            arguments = (self._params, self._biases, state, *rest)
+            arguments = (*weights, state, *rest)
             decode = self._program("decode", filters, 0, arguments)
             before = sum(len(answer.tokens) for answer in group)
             begun = time.perf_counter()
@@ -209,7 +212,8 @@ class Generator:
             begun = time.perf_counter()
             model = self.loaded.model
             if name == "prefill":
-                run = jax.jit(functools.partial(programs.prefill, model, filters, self._slots))
+                room = slots(self.capacity)
+                run = jax.jit(functools.partial(programs.prefill, model, filters, room))
             else:
                 run = jax.jit(functools.partial(programs.decode, model, filters), donate_argnums=2)
             self._compiled[key] = run.lower(*arguments).compile()
@@ -303,17 +307,30 @@ def encode(loaded: Loaded, prompt: str | Sequence[int]) -> list[int]:
 
 
 def bucket(length: int) -> int:
-    """The padded length of a prompt: the next power of two."""
-    return max(SHORTEST_BUCKET, 1 << (length - 1).bit_length())
+    """The padded length of a prompt, so that few lengths are ever compiled.
+
+    A multiple of PROMPT_STEP, and beyond 128 tokens one of eight lengths between two powers of two:
+    less than an eighth is padding.
+    """
+    step = max(PROMPT_STEP, 1 << max((length - 1).bit_length() - 4, 0))
+    return -(-length // step) * step
 
 
-def cast_once(loaded: Loaded) -> Params:
-    """The parameters on the device, those that every step would cast in the activation dtype."""
+def slots(needed: int) -> int:
+    """The capacity to allocate for a cache of `needed` tokens a row: see CACHE_CHUNK."""
+    return CACHE_CHUNK * max(2, -(-needed // CACHE_CHUNK))
+
+
+def on_device(loaded: Loaded) -> Loaded:
+    """The network with its values on the device, those that every step would cast already cast."""
     declared = declarations(loaded.model)
     dtype = jnp.dtype(loaded.model.activation_dtype)
-    return {
-        name: jnp.asarray(value).astype(dtype)
-        if declared[name].group in CAST_ONCE
-        else jnp.asarray(value)
-        for name, value in loaded.params.items()
-    }
+
+    def place(name: str, value: jax.Array) -> jax.Array:
+        return jnp.asarray(value, dtype if declared[name].group in CAST_ONCE else None)
+
+    return dataclasses.replace(
+        loaded,
+        params={name: place(name, value) for name, value in loaded.params.items()},
+        biases={name: jnp.asarray(value) for name, value in loaded.biases.items()},
+    )
