@@ -4,9 +4,9 @@ One pass does: two causal convolutions over the joined q and k latents, the q-k 
 normalisation with the learned key temperature, partial RoPE, and the value shift. Document
 boundaries reset all of it.
 
-**The joint pad.** Both zero pads (K0-1 of the depthwise stage, K1-1 of the head-wise stage) stand in
-front of the depthwise stage, so at the start of a document the head-wise stage reads the depthwise
-bias b0, not 0. A tap that reaches before its document reads 0 in stage one and b0 in
+**The joint pad.** Both zero pads (K0-1 of the depthwise stage, K1-1 of the head-wise stage) stand
+in front of the depthwise stage, so at the start of a document the head-wise stage reads the
+depthwise bias b0, not 0. A tap that reaches before its document reads 0 in stage one and b0 in
 stage two.
 
 **Positions decide.** A tap of distance d exists iff the token's position in its document is at

@@ -5,14 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.draws import Draws
 
-def draw(key: jax.Array, dtype) -> tuple[tuple, dict]:
+
+def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, dict]:
     """Arguments for T=24 tokens of width 64."""
-    keys = jax.random.split(key, 7)
-    mixer = jax.random.normal(keys[0], (24, 64), dtype)
-    stream = jax.random.normal(keys[1], (24, 64), jnp.promote_types(dtype, jnp.float32))
-    scales = tuple(1 + 0.5 * jax.random.normal(k, (64,), dtype) for k in keys[2:6])
-    norm = 1 + 0.5 * jax.random.normal(keys[6], (64,), dtype)
+    draws = Draws(key, dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
+    mixer, stream = draws.normal((24, 64)), draws.normal((24, 64), dtype=wide)
+    scales = tuple(draws.normal((64,), 0.5, mean=1) for _ in range(4))
+    norm = draws.normal((64,), 0.5, mean=1)
     options = dict(eps=1e-5, merge_dtype=wide, stream_dtype=wide, norm_dtype=wide)
     return (mixer, stream, scales, norm), options
