@@ -59,7 +59,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is chosen and nothing is drawn."""
-        return self.temperature < np.finfo(np.float32).tiny
+        return self.temperature < float(np.finfo(np.float32).tiny)
 
 
 class Filters(NamedTuple):
@@ -74,7 +74,8 @@ class Filters(NamedTuple):
 class Rows(NamedTuple):
     """The settings of a batch, one row a request: what `sample` reads at run time.
 
-    temperature, top_p, min_p: [B] float32; temperature 0 is greedy. top_k: [B] int32, the vocabulary's size if off.
+    temperature, top_p, min_p: [B] float32; temperature 0 is greedy.
+    top_k: [B] int32, the vocabulary's size if off.
     seed: [B, 2] uint32, low and high word.
     """
 
