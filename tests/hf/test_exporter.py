@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -151,15 +152,73 @@ def test_a_folder_is_not_overwritten_by_accident(native, tmp_path):
     convert_folder(folder, out)
     with pytest.raises(CheckpointError, match="not empty.*--overwrite"):
         convert_folder(folder, out)
-    (out / "stale").write_text("")
     convert_folder(folder, out, layout="legacy", overwrite=True)
-    assert not (out / "stale").exists() and open_folder(out).layout == "legacy"
+    assert open_folder(out).layout == "legacy"
+    imported = import_folder(native, tmp_path / "imported").path
+    import_folder(native, imported, overwrite=True)
     home = tmp_path / "home"
-    (home / "photos").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="not overwritten"):
+    home.mkdir()
+    (home / "README.md").write_text("mine")
+    with pytest.raises(CheckpointError, match="no config.json and no zaya.json"):
         convert_folder(folder, home, overwrite=True)
     with pytest.raises(CheckpointError, match="is a file"):
         convert_folder(folder, out / "config.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["thesis.tex", "pytorch_model.bin", "model.py", "photos/", "origin/notes", "tokenizer/a/b"],
+)
+def test_a_folder_with_files_of_others_is_never_overwritten(native, tmp_path, name):
+    out = tmp_path / "out"
+    convert_folder(open_folder(native), out)
+    mine = out / name
+    (mine if name.endswith("/") else mine.parent).mkdir(parents=True, exist_ok=True)
+    if not name.endswith("/"):
+        mine.write_text("mine")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(CheckpointError, match=f"not overwritten.*{name.rstrip('/')}"):
+        convert_folder(open_folder(native), out, overwrite=True)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_swap_that_fails_or_is_killed_loses_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def write(text):
+        with atomic_folder(out, needs=0, overwrite=True) as scratch:
+            (scratch / "config.json").write_text(text)
+
+    write("old")
+    rename = os.rename
+
+    def interrupted(source, target):
+        if str(source).endswith(".partial"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write("new")
+    monkeypatch.undo()
+    assert (out / "config.json").read_text() == "old" and list(tmp_path.iterdir()) == [out]
+    # Killed between the renames, with the scratch folder left behind.
+    out.rename(tmp_path / ".out-0123abcd.replaced")
+    (tmp_path / ".out-0123abcd.partial").mkdir()
+    with pytest.warns(UserWarning) as caught, pytest.raises(CheckpointError, match="no room"):
+        with atomic_folder(out, needs=10**18, overwrite=True):
+            raise AssertionError("not reached")
+    assert (out / "config.json").read_text() == "old"
+    told = " ".join(str(w.message) for w in caught)
+    assert "out: restored" in told and ".out-0123abcd.partial: left by a run" in told
+
+
+def test_a_linked_folder_is_replaced_where_it_lies(native, tmp_path):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    convert_folder(open_folder(native), real)
+    link.symlink_to(real)
+    convert_folder(open_folder(native), link, layout="legacy", overwrite=True)
+    assert link.is_symlink() and open_folder(real).layout == "legacy"
 
 
 def test_what_is_read_is_not_written_to(native, tmp_path):
@@ -193,6 +252,15 @@ def test_a_disk_that_is_too_small_is_seen_first(tmp_path):
     with pytest.raises(CheckpointError, match="no room"):
         with atomic_folder(tmp_path / "out", needs=10**18):
             raise AssertionError("not reached")
+
+
+def test_the_licence_goes_with_the_weights_into_another_layout(native, tmp_path):
+    (native / "LICENSE").write_text("Apache")
+    (native / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    imported = import_folder(native, tmp_path / "i")
+    out = convert_folder(imported, tmp_path / "out", layout="legacy")
+    assert (out / "LICENSE").read_text() == "Apache"
+    assert "[1, 2]" in (out / "generation_config.json").read_text()
 
 
 def test_headers_that_do_not_fit_are_refused(native, tmp_path):

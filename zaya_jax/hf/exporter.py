@@ -13,8 +13,9 @@ from zaya_jax.config import Model
 from zaya_jax.hf import config_map
 from zaya_jax.hf.atomic import atomic_folder
 from zaya_jax.hf.card import model_card
-from zaya_jax.hf.folder import TOKENIZER_FILES, Folder
-from zaya_jax.hf.importer import ORIGIN_FILES, copy_files, refuse_same
+from zaya_jax.hf.files import GENERATION, LICENSE, ORIGIN_FILES, TOKENIZER, TOKENIZER_FILES
+from zaya_jax.hf.folder import Folder
+from zaya_jax.hf.importer import copy_files, refuse_same
 from zaya_jax.hf.names import JAX, NATIVE, places
 from zaya_jax.hf.safetensors_io import CheckpointError, Header
 from zaya_jax.hf.weights import (
@@ -91,10 +92,9 @@ def convert_folder(
     refuse_same(folder.path, out)
     limit = SHARD_BYTES if max_shard_gb is None else max_shard_gb * 1e9
     if layout != origin.layout or dtype != "source":
-        generation = origin.folder / "generation_config.json"
         tokenizer = folder.tokenizer_dir
         return _write(
-            folder, out, layout, dtype, limit, tokenizer, None, overwrite, progress, generation
+            folder, out, layout, dtype, limit, tokenizer, None, overwrite, progress, origin.folder
         )
     kept: tuple[str, ...] = ORIGIN_FILES
     headers = None
@@ -109,7 +109,7 @@ def convert_folder(
             folder, scratch, layout, max_bytes=limit, headers=headers, progress=progress
         )
         copy_files(origin.folder, scratch, kept)
-        tokenizer_files = folder.path / "tokenizer" if folder.layout == JAX else folder.path
+        tokenizer_files = folder.path / TOKENIZER if folder.layout == JAX else folder.path
         copy_files(tokenizer_files, scratch, TOKENIZER_FILES)
         bad.warn(folder.path)
     return out
@@ -136,7 +136,7 @@ def _write(
     facts: Mapping[str, object] | None,
     overwrite: bool,
     progress: str | None,
-    generation: Path | None = None,
+    origin: Path | None = None,
 ) -> Path:
     problems = inexpressible(source)
     if problems:
@@ -152,12 +152,11 @@ def _write(
             source, scratch, layout, dtype=dtype, max_bytes=limit, progress=progress
         )
         _write_json(scratch / "config.json", config_map.write(model, layout, written))
-        if generation is not None and generation.is_file():
-            copy_files(generation.parent, scratch, (generation.name,))
-        else:
-            ids = {"bos": model.bos_id, "eos": model.eos_id, "pad": model.pad_id}
-            named = {f"{role}_token_id": i for role, i in ids.items()}
-            _write_json(scratch / "generation_config.json", named)
+        ids = {"bos": model.bos_id, "eos": model.eos_id, "pad": model.pad_id}
+        named = {f"{role}_token_id": i for role, i in ids.items()}
+        _write_json(scratch / GENERATION, named)
+        if origin is not None:
+            copy_files(origin, scratch, (GENERATION, LICENSE))
         if tokenizer is not None:
             copy_files(tokenizer, scratch, TOKENIZER_FILES)
         (scratch / "README.md").write_text(model_card(model, layout, written, facts or {}))

@@ -15,6 +15,8 @@ from zaya_jax import config as schema
 from zaya_jax.config import Model
 from zaya_jax.hf import config_map
 from zaya_jax.hf import layout as layouts
+from zaya_jax.hf.files import HEADER, MANIFEST, ORIGIN, TOKENIZER
+from zaya_jax.hf.files import TOKENIZER_FILES as TOKENIZER_FILES
 from zaya_jax.hf.names import JAX, LEGACY, NATIVE, detect, places
 from zaya_jax.hf.safetensors_io import (
     CheckpointError,
@@ -26,20 +28,7 @@ from zaya_jax.hf.safetensors_io import (
 from zaya_jax.hf.weights import NonFinite, dominant_dtype
 from zaya_jax.model.functional import Biases, Params
 
-MANIFEST = "zaya.json"  # of an imported folder
-FORMAT = 1
-ORIGIN = "origin"  # folder in an imported folder: what the source held besides its weights
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+FORMAT = 1  # of the manifest
 FLOATS = tuple(np.dtype(jnp.dtype(d)) for d in ("bfloat16", "float16", "float32", "float64"))
 SHOWN = 40  # names listed of each kind of mistake
 
@@ -185,14 +174,18 @@ def _open_imported(path: Path, layout: str | None) -> Folder:
     try:
         section = {"model": manifest["model"], "train": {"sequence_length": 1}}
         model = schema.from_dict(section).model
-        origin_layout = {NATIVE: NATIVE, LEGACY: LEGACY}[manifest["origin_layout"]]
     except (KeyError, schema.ConfigError) as error:
         raise CheckpointError(f"{path / MANIFEST}: {error}") from error
+    origin_layout = manifest.get("origin_layout")
+    if origin_layout not in (NATIVE, LEGACY):
+        raise CheckpointError(
+            f"{path / MANIFEST}: origin_layout is {origin_layout!r}; known: {NATIVE}, {LEGACY}"
+        )
     reader = Reader(find_files(path, "weights"))
     _check_tensors(reader, model, JAX, path)
-    saved = sorted((path / ORIGIN).glob("*.header"))
+    saved = sorted((path / ORIGIN).glob(f"*{HEADER}"))
     headers = {file.stem: parse_header(file.read_bytes(), str(file)) for file in saved}
-    tokenizer = path / "tokenizer"
+    tokenizer = path / TOKENIZER
     return Folder(
         path,
         model,

@@ -14,18 +14,18 @@ import shutil
 from pathlib import Path
 
 from zaya_jax.hf.atomic import atomic_folder
-from zaya_jax.hf.folder import FORMAT, MANIFEST, ORIGIN, TOKENIZER_FILES, Folder, open_folder
+from zaya_jax.hf.files import (
+    HEADER,
+    MANIFEST,
+    ORIGIN,
+    ORIGIN_FILES,
+    TOKENIZER,
+    TOKENIZER_FILES,
+)
+from zaya_jax.hf.folder import FORMAT, Folder, open_folder
 from zaya_jax.hf.names import JAX
 from zaya_jax.hf.safetensors_io import CheckpointError
 from zaya_jax.hf.weights import specs_of, write_weights
-
-ORIGIN_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors.index.json",
-    "README.md",
-    "LICENSE",
-)
 
 
 def import_folder(
@@ -55,10 +55,10 @@ def import_folder(
     needs = sum(spec.nbytes for spec in specs_of(folder, JAX, "source").values())
     with atomic_folder(out, needs=needs, overwrite=overwrite) as scratch:
         write_weights(folder, scratch, JAX, progress=progress).warn(folder.path)
-        copy_files(folder.path, scratch / "tokenizer", TOKENIZER_FILES)
+        copy_files(folder.path, scratch / TOKENIZER, TOKENIZER_FILES)
         copy_files(folder.path, scratch / ORIGIN, ORIGIN_FILES)
         for file, header in folder.origin.headers.items():
-            (scratch / ORIGIN / f"{file}.header").write_bytes(header.raw)
+            (scratch / ORIGIN / f"{file}{HEADER}").write_bytes(header.raw)
         manifest = {
             "format": FORMAT,
             "origin_layout": folder.layout,
