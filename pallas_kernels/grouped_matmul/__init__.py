@@ -50,12 +50,6 @@ def experts(
     )
 
 
-def expert_counts(index: jax.Array, num_experts: int) -> jax.Array:
-    """[num_experts] int32: how often each expert occurs in `index`; others are not counted."""
-    hits = index.reshape(-1, 1) == jnp.arange(num_experts, dtype=index.dtype)
-    return hits.sum(0, dtype=jnp.int32)
-
-
 def _check(x, index, weight, gate_up, down) -> None:
     shapes = (
         f"x {x.shape}, index {index.shape}, weight {weight.shape}, "
