@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from zaya_jax.data.tokenizer import Stream, Tokenizer, cached_bpe, train_bpe
 
@@ -134,3 +134,38 @@ def test_bad_tokenizer_files(tmp_path):
     sentencepiece_like(eos="<stop>").save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer\.json: no end-of-sequence token"):
         Tokenizer.load(tmp_path)
+
+
+def test_special_tokens_are_those_that_the_settings_name(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    # ZAYA1-8B has <eos>, but a text ends with another token.
+    settings.write_text(json.dumps({"eos_token": {"content": "<bos>"}, "pad_token": "<eos>"}))
+    found = Tokenizer.load(tmp_path, eos_id=0)
+    assert (found.eos_id, found.pad_id, found.bos_id) == (2, 1, 2)
+    found.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").eos_id == 2
+    settings.write_text('{"eos_token": null}')
+    assert Tokenizer.load(tmp_path, eos_id=0).eos_id == 0
+    assert Tokenizer.load(tmp_path).eos_id == 1
+    for text, told in (
+        ('{"eos_token": "<end>"}', "eos_token is '<end>', which is not in the vocabulary"),
+        ("[]", "not a tokenizer's settings"),
+    ):
+        settings.write_text(text)
+        with pytest.raises(ValueError, match=f"tokenizer_config.json: {told}"):
+            Tokenizer.load(tmp_path)
+    settings.unlink()
+    with pytest.raises(ValueError, match="ids .320. are not below"):
+        Tokenizer.load(tmp_path, eos_id=320)
+
+
+def test_special_tokens_in_the_vocabulary_need_no_byte_alphabet():
+    tokens = ["<eos>", "<|im end|>", "two words", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Backend(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>", "<|im end|>"])
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.token_bytes[:3] == (b"", b"", b"two words")
+    assert tokenizer.decode([2]) == "two words"
+    assert set(tokenizer.token_bytes[3:]) == {bytes([byte]) for byte in range(256)}

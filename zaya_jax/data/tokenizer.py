@@ -10,7 +10,7 @@ import codecs
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from zaya_jax.data.cache import atomic_path
 
+SETTINGS = "tokenizer_config.json"
 PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
 SMALLEST_VOCABULARY = 3 + 256
 """The special tokens and one token for every byte."""
@@ -41,36 +42,51 @@ class Tokenizer:
         pad_id: fills rows; the end-of-sequence id if the vocabulary has none.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, name: str = "tokenizer"):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        ids: Mapping[str, int] | None = None,
+        name: str = "tokenizer",
+    ):
         """Wraps a tokenizer of the `tokenizers` library.
 
         Args:
             backend: the tokenizer; its handling of special tokens in text is switched off.
+            ids: of the roles `eos`, `bos` and `pad` where they are known; the others are looked
+                for under the usual names.
             name: how to call it in messages.
 
         Raises:
-            ValueError: there is no end-of-sequence token under a known name.
+            ValueError: no end-of-sequence token is given or has a usual name, or a given id is
+                outside the vocabulary.
         """
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
-        eos_id = self._find("eos")
-        if eos_id is None:
-            raise ValueError(f"{name}: no end-of-sequence token; known: {_KNOWN_NAMES['eos']}")
-        self.eos_id: int = eos_id
-        self.bos_id: int | None = self._find("bos")
-        pad_id = self._find("pad")
-        self.pad_id: int = eos_id if pad_id is None else pad_id
-
-    def _find(self, role: str) -> int | None:
-        ids = (self._backend.token_to_id(token) for token in _KNOWN_NAMES[role])
-        return next((i for i in ids if i is not None), None)
+        ids = dict(ids or {})
+        for role, names in _KNOWN_NAMES.items():
+            found = (backend.token_to_id(token) for token in names)
+            if role not in ids and (known := [i for i in found if i is not None]):
+                ids[role] = known[0]
+        if "eos" not in ids:
+            raise ValueError(
+                f"{name}: no end-of-sequence token; name it in the eos_token of a {SETTINGS} "
+                f"beside it (known without: {', '.join(_KNOWN_NAMES['eos'])})"
+            )
+        self.check_ids(ids.values())
+        self.eos_id: int = ids["eos"]
+        self.bos_id: int | None = ids.get("bos")
+        self.pad_id: int = ids.get("pad", self.eos_id)
 
     @classmethod
-    def load(cls, path: Path | str) -> Tokenizer:
+    def load(cls, path: Path | str, *, eos_id: int | None = None) -> Tokenizer:
         """Reads a `tokenizer.json`, or the one in a folder.
+
+        Which tokens are special says the `tokenizer_config.json` beside it; where that is silent,
+        `eos_id` (a model knows its own), and then their usual names.
 
         Raises:
             FileNotFoundError: there is none.
@@ -84,7 +100,10 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # The library raises the bare class.
             raise ValueError(f"{file}: not a tokenizer.json: {error}") from None
-        return cls(backend, name=str(file))
+        ids = {} if eos_id is None else {"eos": eos_id}
+        if file.name == "tokenizer.json":
+            ids |= _ids_of_settings(file.with_name(SETTINGS), backend)
+        return cls(backend, ids=ids, name=str(file))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""
@@ -123,10 +142,12 @@ class Tokenizer:
         """
         to_bytes = _byte_level if _is_byte_level(self._backend) else _sentencepiece
         table = [b""] * self.vocab_size
-        for token, i in self._backend.get_vocab(with_added_tokens=False).items():
-            table[i] = to_bytes(token)
-        for i, added in self._backend.get_added_tokens_decoder().items():
-            table[i] = b"" if added.special else added.content.encode()
+        added = self._backend.get_added_tokens_decoder()  # some are in the vocabulary as well
+        for i, token in added.items():
+            table[i] = b"" if token.special else token.content.encode()
+        for word, i in self._backend.get_vocab(with_added_tokens=False).items():
+            if i not in added:
+                table[i] = to_bytes(word)
         return tuple(table)
 
     @cached_property
@@ -159,7 +180,7 @@ class Tokenizer:
         }
         if self.bos_id is not None:
             settings["bos_token"] = self._backend.id_to_token(self.bos_id)
-        with atomic_path(folder / "tokenizer_config.json") as scratch:
+        with atomic_path(folder / SETTINGS) as scratch:
             scratch.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def save_file(self, path: Path) -> None:
@@ -241,6 +262,28 @@ def cached_bpe(
     return tokenizer
 
 
+def _ids_of_settings(file: Path, backend: tokenizers.Tokenizer) -> dict[str, int]:
+    """Ids by role of the special tokens that a `tokenizer_config.json` names, if there is one."""
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        named = {role: settings.get(f"{role}_token") for role in _KNOWN_NAMES}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file}: not a tokenizer's settings: {error}") from None
+    ids = {}
+    for role, token in named.items():
+        if isinstance(token, dict):  # with flags beside its text
+            token = token.get("content")
+        if token is None:
+            continue
+        found = backend.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            raise ValueError(f"{file}: {role}_token is {token!r}, which is not in the vocabulary")
+        ids[role] = found
+    return ids
+
+
 def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
     decoder = json.loads(backend.to_str())["decoder"] or {}
     return any(part["type"] == "ByteLevel" for part in decoder.get("decoders", [decoder]))
@@ -261,6 +304,8 @@ _BYTE_OF = _byte_characters()
 
 
 def _byte_level(token: str) -> bytes:
+    if not _BYTE_OF.keys() >= set(token):  # as the library decodes it: such a token is plain text
+        return token.encode()
     return bytes(_BYTE_OF[character] for character in token)
 
 
