@@ -52,8 +52,10 @@ def tiling(assignments: int, num_experts: int) -> tuple[int, int]:
     if assignments <= 64:  # decode: about a turn for each chosen expert, and little padding
         return 0, min(4, assignments)
     mean = assignments / num_experts
-    # A balanced router gives each expert mean +- sqrt(mean) rows.
-    return 8 * math.ceil((mean + 1.5 * math.sqrt(mean)) / 8), 32
+    # A balanced router gives each expert mean +- sqrt(mean) rows. A turn pays for moving its
+    # expert's weights, and in the backward pass their gradient: long ones pay once for more rows.
+    block = 128 if mean >= 64 else 32
+    return 8 * math.ceil((mean + 1.5 * math.sqrt(mean)) / 8), block
 
 
 def route(index: jax.Array, num_experts: int, capacity: int, block: int) -> Routing:
