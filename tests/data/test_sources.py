@@ -51,6 +51,19 @@ def test_stdlib_honours_declared_encodings_and_counts_what_it_cannot_read(tmp_pa
     assert info.skipped == 2
 
 
+def test_linked_folders_are_read_once_and_circles_end(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "a").mkdir(parents=True)
+    elsewhere.mkdir()
+    (root / "a" / "one.txt").write_text("1")
+    (elsewhere / "two.txt").write_text("2")
+    (root / "b").symlink_to(elsewhere)
+    (root / "c").symlink_to(elsewhere)
+    (root / "a" / "up").symlink_to(root)
+    documents, _ = read_corpus(str(root))
+    assert documents == [("a/one.txt", "1"), ("b/two.txt", "2")]
+
+
 def test_folder_is_read_recursively_sorted_and_without_hidden_files(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / ".git").mkdir()
@@ -138,6 +151,7 @@ def test_half_a_surrogate_pair_in_json_is_bad_text(tmp_path):
     ("line", "message"),
     [
         ('{"text": ', "line 2: not JSON"),
+        ("[" * 200_000, "line 2: not JSON"),
         ('["text"]', "line 2: a list, not an object"),
         ('{"body": "x", "id": 1}', "line 2: no field 'text'; there is 'body', 'id'"),
         ('{"text": 5}', "line 2: 'text' is a int, not a string"),

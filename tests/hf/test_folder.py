@@ -269,7 +269,8 @@ def test_imported_folders_are_checked_too(native, tmp_path):
     good = json.loads(manifest.read_text())
     for change, word in (
         ({"format": 99}, "import the folder anew"),
-        ({"origin_layout": "x"}, "x"),
+        ({"origin_layout": "x"}, "origin_layout is 'x'"),
+        ({"origin_layout": ["native"]}, "origin_layout is ['native']"),
         ({"model": {"hidden_sise": 1}}, "hidden_sise"),
     ):
         manifest.write_text(json.dumps(good | change))

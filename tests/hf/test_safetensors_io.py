@@ -18,6 +18,7 @@ from zaya_jax.hf.safetensors_io import (
     find_files,
     index_of,
     make_header,
+    parse_header,
     plan,
     read_header,
     write_file,
@@ -89,6 +90,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         (damaged({"a": entry(offsets=(4, 8))}, b"12345678"), "starts at byte 4"),
         (damaged({"a": entry(offsets=(0, 8))}, b"12345678"), "takes 4 bytes"),
         (damaged({"a": entry(shape=(-1,))}, b"1234"), "damaged header"),
+        (damaged({"a": entry() | {"shape": ""}}, b"1234"), "damaged header"),
         (damaged({"a": entry(), "b": entry()}, b"1234"), "starts at byte 0"),
         (damaged({"a": {"dtype": "F32"}}, b"1234"), "damaged header"),
         ((20).to_bytes(8, "little") + b'{"a": {}, "a": {}}  ', "twice in it: a"),
@@ -101,6 +103,19 @@ def test_damaged_files(tmp_path, content, words):
     with pytest.raises(CheckpointError) as error:
         read_header(path)
     assert words in str(error.value) and "x.safetensors" in str(error.value)
+
+
+def test_a_tensor_without_elements_may_stand_anywhere(tmp_path):
+    path = tmp_path / "x.safetensors"
+    header = {"a": entry(), "none": entry(shape=(0, 3), offsets=(0, 0))}
+    path.write_bytes(damaged(header, np.float32(2).tobytes()))
+    reader = Reader([path])
+    assert reader.read("a").tolist() == [2] and reader.read("none").shape == (0, 3)
+
+
+def test_a_header_is_as_long_as_it_says():
+    with pytest.raises(CheckpointError, match="file: damaged header: not as long as it says"):
+        parse_header(damaged({"a": entry()}, length=3), "file")
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path):

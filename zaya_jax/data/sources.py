@@ -262,12 +262,19 @@ def _read_path(path: Path, decoder: _Decoder, text_field: str) -> Iterator[Docum
 def _files(root: Path, left_out: Collection[str] = ()) -> list[tuple[Path, str]]:
     """Files below a folder with their names, sorted by name.
 
-    Hidden files and folders, `__pycache__`, and folders named in `left_out` are passed over.
+    Hidden files and folders, `__pycache__`, and folders named in `left_out` are passed over. Links
+    are followed; a folder that is reached twice is read once, under its first name.
     """
     found = []
-    for folder, folders, files in os.walk(root):
-        passed_over = {"__pycache__", *left_out}
-        folders[:] = [name for name in folders if name[0] != "." and name not in passed_over]
+    passed_over = {"__pycache__", *left_out}
+    visited = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != "." and name not in passed_over)
         found += [Path(folder, name) for name in files if name[0] != "."]
     named = [(path, path.relative_to(root).as_posix()) for path in found]
     return sorted(named, key=lambda pair: pair[1])
@@ -335,8 +342,8 @@ def _json_field(line: str, where: str, field: str) -> str:
     """The text of one JSON line."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON that can be read: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a {type(record).__name__}, not an object")
     if field not in record:

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             facts=training_facts(source.path),
             **choices,
         )
-    written = open_folder(out)  # reads back every header: what was written is what was meant
+    written = open_folder(out)
     size = sum(header.data_bytes for header in written.reader.headers.values())
     record = {
         "model": str(path),

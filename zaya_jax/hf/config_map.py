@@ -20,6 +20,7 @@ from zaya_jax.hf.safetensors_io import CheckpointError
 
 Config = Mapping[str, Any]
 FULL, SLIDING = "hybrid", "hybrid_sliding"
+MOST_LAYERS = 10_000  # lists with an entry a layer are made before the model section is checked
 TRANSFORMERS_VERSION = "5.23.0"  # whose ZayaConfig this module follows
 
 # Fields of the model section and the keys that mean exactly the same.
@@ -122,6 +123,9 @@ def read(config: Config, where: str = "config.json") -> Model:
     style = schema_of(config)
     if style == "list":
         config = _flatten(config, problems)
+    layers = config.get("num_hidden_layers", 1)
+    if layers is not None and not (type(layers) is int and 1 <= layers <= MOST_LAYERS):
+        problems.append(f"num_hidden_layers = {layers!r}: expected 1 to {MOST_LAYERS}")
     reader = _read_native if style == "native" else _read_legacy
     try:
         fields = {} if problems else reader(config, problems)

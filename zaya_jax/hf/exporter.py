@@ -14,7 +14,7 @@ from zaya_jax.hf import config_map
 from zaya_jax.hf.atomic import atomic_folder
 from zaya_jax.hf.card import model_card
 from zaya_jax.hf.files import GENERATION, LICENSE, ORIGIN_FILES, TOKENIZER, TOKENIZER_FILES
-from zaya_jax.hf.folder import Folder
+from zaya_jax.hf.folder import Folder, open_folder
 from zaya_jax.hf.importer import copy_files, refuse_same
 from zaya_jax.hf.names import JAX, NATIVE, places
 from zaya_jax.hf.safetensors_io import CheckpointError, Header
@@ -111,6 +111,7 @@ def convert_folder(
         copy_files(origin.folder, scratch, kept)
         tokenizer_files = folder.path / TOKENIZER if folder.layout == JAX else folder.path
         copy_files(tokenizer_files, scratch, TOKENIZER_FILES)
+        open_folder(scratch)  # checks every header: what was written is what was meant
         bad.warn(folder.path)
     return out
 
@@ -160,6 +161,7 @@ def _write(
         if tokenizer is not None:
             copy_files(tokenizer, scratch, TOKENIZER_FILES)
         (scratch / "README.md").write_text(model_card(model, layout, written, facts or {}))
+        open_folder(scratch)  # checks every header: what was written is what was meant
         bad.warn(out)
     return out
 

@@ -65,6 +65,7 @@ def import_folder(
             "model": dataclasses.asdict(folder.model),
         }
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        open_folder(scratch)  # checks every header: what was written is what was meant
     return open_folder(out)
 
 

@@ -78,8 +78,8 @@ def parse_header(raw: bytes, where: str) -> Header:
       where: the file, for messages.
 
     Raises:
-      CheckpointError: not JSON, a name twice, an unknown dtype, ranges that leave gaps, overlap or
-        do not fit the shape.
+      CheckpointError: not as long as it says, not JSON, a name twice, an unknown dtype, ranges that
+        leave gaps, overlap or do not fit the shape.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,6 +89,8 @@ def parse_header(raw: bytes, where: str) -> Header:
             raise CheckpointError(f"{where}: damaged header: twice in it: {', '.join(twice)}")
         return dict(pairs)
 
+    if int.from_bytes(raw[:8], "little") != len(raw) - 8:
+        raise CheckpointError(f"{where}: damaged header: not as long as it says")
     try:
         content = json.loads(raw[8:], object_pairs_hook=unique)
         content.pop("__metadata__", None)
@@ -97,7 +99,8 @@ def parse_header(raw: bytes, where: str) -> Header:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{where}: damaged header: {error!r}") from error
-    entries = dict(sorted(entries.items(), key=lambda item: item[1].start))
+    # A tensor without elements starts where the next one does.
+    entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
     end = 0
     for name, entry in entries.items():
         if entry.start != end:
@@ -112,7 +115,8 @@ def _entry(name: str, fields: Mapping[str, Any], where: str) -> Entry:
     dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
     if dtype not in DTYPES:
         raise CheckpointError(f"{where}: {name} has the unknown dtype {dtype!r}")
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+    sound = isinstance(shape, list) and all(type(n) is int for n in (*shape, start, stop))
+    if not sound or min(*shape, start, stop) < 0:
         raise CheckpointError(f"{where}: damaged header: {name}: {dict(fields)}")
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if stop - start != size:
