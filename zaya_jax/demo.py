@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax import config, options
+from zaya_jax.errors import UserError
 
 FOLDER = Path("demo")
 # None ends in white space: the tokenizer puts it at the head of the word that follows.
@@ -34,11 +35,14 @@ def main(argv: Sequence[str]) -> int:
     del argv
     experiment = config.freeze(options.require("config"))
     folder = Path(options.require("workdir"))
-    out = Path(options.FLAGS.out or folder.parent / "hf")
+    given = options.FLAGS.out
+    out = Path(given or folder.parent / "hf")
+    if given is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out={given}: not an empty folder, and nothing in it is overwritten")
     from zaya_jax.train import loop  # not above: `--help` needs no jax
 
     result = loop.train(experiment, folder)
-    if result.interrupted is not None and result.step < experiment.train.steps:
+    if result.interrupted is not None:
         return 128 + int(result.interrupted)
     print("\nmeasuring what else predicts these files, and sampling ...", flush=True)
     scores = compare(experiment, folder)
@@ -53,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     shown = max(valid, key=len) if valid else samples[0]
     print("\n".join(f"    {line}" for line in shown.splitlines()[:30]))
 
-    export(folder, out)
+    export(folder, out, overwrite=given is None)  # its own earlier export, nobody else's
     report = write_report(
         folder,
         {title: scores, "Samples": {"samples": len(samples), "valid Python": len(valid)}},
@@ -83,11 +87,7 @@ def compare(experiment: config.Experiment, folder: Path) -> dict[str, float]:
     from zaya_jax.data.baselines import baselines
     from zaya_jax.train import metrics, setup
 
-    scores = [
-        record["heldout_bits_per_byte"]
-        for record in metrics.read(folder)
-        if "heldout_bits_per_byte" in record
-    ]
+    scores = [record["heldout_bits_per_byte"] for record in metrics.evaluations(folder)]
     others = baselines(setup.prepare_data(experiment, folder))
     return {"ZAYA, before training": scores[0], **others, "ZAYA, trained": scores[-1]}
 
@@ -139,8 +139,8 @@ def is_python(text: str) -> bool:
         return False
 
 
-def export(folder: Path, out: Path) -> None:
-    """Writes the trained weights in the layout of transformers."""
+def export(folder: Path, out: Path, overwrite: bool) -> None:
+    """Writes the trained weights in the layout of transformers; may replace an earlier export."""
     from zaya_jax import hf
     from zaya_jax.load import TOKENIZER, load
 
@@ -151,7 +151,7 @@ def export(folder: Path, out: Path) -> None:
         loaded.biases,
         out,
         tokenizer_dir=folder / TOKENIZER,
-        overwrite=True,
+        overwrite=overwrite,
     )
 
 

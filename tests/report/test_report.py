@@ -71,6 +71,22 @@ def test_the_page_stands_alone_and_says_what_it_should(folder):
         assert foreign not in text.replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
 
 
+def test_a_run_with_numbers_that_are_none_has_a_page(folder):
+    records = metrics.read(folder)
+    records[-1] |= {"heldout_bits_per_byte": None, "heldout_loss": None}
+    records[-1]["heldout_load"][0][0] = None
+    records[-1]["biases"] = {
+        path: np.full(np.shape(value), None).tolist()
+        for path, value in records[-1]["biases"].items()
+    }
+    records[-2]["loss"] = None
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    run = run_lib.read(folder)
+    assert run.results["training loss, last"] is None
+    text = page.write(run, folder / "report.html").read_text()
+    assert "no number of bits per byte" in text
+
+
 def test_figures_are_well_formed_and_take_the_ink_of_the_page():
     curves = [1, 2, 3], [3.0, None, 1.0]
     drawn = [
@@ -92,6 +108,8 @@ def test_figures_are_reproducible():
 
 def test_smoothing_is_a_trailing_mean():
     np.testing.assert_allclose(figures.smooth(np.array([4.0, 2, 0, 6]), 2), [4, 3, 1, 3])
+    gap = np.array([4.0, np.nan, np.nan, 6, 2])
+    np.testing.assert_allclose(figures.smooth(gap, 2), [4, 4, np.nan, 6, 4])
 
 
 def test_nothing_to_report_is_said(tmp_path):

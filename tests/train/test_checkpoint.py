@@ -110,6 +110,32 @@ def test_when_nothing_can_be_read_that_is_an_error(damaged, experiment):
         restore_weights(folder)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(damaged, experiment):
+    folder, _ = damaged
+    (folder / "checkpoints/2/manifest.json").write_text("{")
+    for _ in range(2):  # the second time, both have another name
+        checkpoints = Checkpoints(folder, experiment)
+        with warnings.catch_warnings(), pytest.raises(UserError, match="can be read"):
+            warnings.simplefilter("ignore")
+            checkpoints.restore()
+        checkpoints.close()
+
+
+def test_a_manifest_that_a_crash_left_out_is_made_up_for(run, experiment, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    listed = folder / "checkpoints/4/manifest.json"
+    before = listed.read_text()
+    listed.unlink()
+    checkpoints = Checkpoints(folder, experiment)
+    assert checkpoints.restore().step == 4
+    assert checkpoints.newest() == folder / "checkpoints" / "4"
+    checkpoints.close()
+    assert listed.read_text() == before
+
+
 def test_missing_runs_and_steps_are_named(run, tmp_path, experiment):
     with pytest.raises(UserError, match="no config.json"):
         restore_weights(tmp_path)

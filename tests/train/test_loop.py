@@ -1,18 +1,21 @@
+import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from zaya_jax.config import to_dict
 from zaya_jax.errors import UserError
-from zaya_jax.train import loop, metrics
+from zaya_jax.train import interrupt, loop, metrics
 from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.loop import Diverged
 from zaya_jax.train.progress import Progress, clock
@@ -51,7 +54,7 @@ def whole(experiment, tmp_path_factory):
 def timeless(folder):
     """The metrics but for how fast they came."""
     return [
-        {k: v for k, v in record.items() if k != "tokens_per_second"}
+        {k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")}
         for record in metrics.read(folder)
     ]
 
@@ -142,18 +145,100 @@ def test_a_killed_process_ends_as_if_it_had_not_been(whole, experiment, tmp_path
     assert_same_end(tmp_path / "run", whole[0], experiment)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
-    whole, experiment, changed, tmp_path
+def test_weights_that_break_are_neither_scored_nor_saved(
+    experiment, changed, tmp_path, monkeypatch
 ):
-    hot = changed("optim", learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(Diverged, match=r"step \d: the loss is (nan|inf).*optim.learning_rate"):
-        loop.train(hot, tmp_path, Log(6))
-    assert not list((tmp_path / "checkpoints").glob("[3-9]*"))
+    # The third update breaks them: its loss is still a number.
+    monkeypatch.setattr(
+        "zaya_jax.optim.schedule", lambda *_: lambda step: jnp.where(step < 2, 1e-3, jnp.inf)
+    )
+    often = changed("train", checkpoint_every=1)
+    with pytest.raises(Diverged, match="step 3: .*no numbers.*optim.learning_rate") as error:
+        loop.train(often, tmp_path, Log(6))
+    saved = tmp_path / "checkpoints" / "2"
+    assert f"--config.train.init_from={saved} " in str(error.value)
+    assert not (tmp_path / "checkpoints" / "3").exists()
+    assert [r["step"] for r in metrics.evaluations(tmp_path)] == [0]
+    state = final_state(tmp_path, often)
+    assert state.step == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    # The way on that the message tells.
+    calm = changed("train", init_from=str(saved), steps=1, eval_every=1)
+    calm = changed("optim", base=calm, learning_rate=1e-4, warmup_steps=0)
+    monkeypatch.undo()
+    assert loop.train(calm, tmp_path / "calm", Log(1)).step == 1
+
+
+def test_a_heldout_loss_that_is_no_number_ends_the_run_before_it_is_written(
+    experiment, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "evaluate", lambda *_: (float("nan"), 1.0, np.ones((2, 4)) / 4))
+    with pytest.raises(Diverged, match="step 0: the loss of the held-out text is nan.*another c"):
+        loop.train(experiment, tmp_path, Log(6))
+    assert metrics.read(tmp_path) == []
+
+
+def test_a_start_that_failed_leaves_the_way_free(changed, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="data.source = '.*nowhere'"):
+        loop.train(changed("data", source=str(tmp_path / "nowhere")), folder, Log(6))
+    with pytest.raises(UserError, match="model.eos_id = 7, the tokenizer's is 1"):
+        loop.train(changed("model", eos_id=7), folder, Log(6))
+    (folder / "tokenizer").mkdir(exist_ok=True)  # a save that was cut off
+    assert loop.train(changed("train", steps=3), folder, Log(3)).step == 3
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for(whole, experiment, tmp_path, monkeypatch):
+    calls = []
+
+    def stopping(model):
+        def step(*args):
+            calls.append(args)
+            if len(calls) == batches + 1:  # in the evaluation of step 3
+                signal.raise_signal(signal.SIGHUP)
+            return make_eval_step(model)(*args)
+
+        return step
+
+    make_eval_step = loop.make_eval_step
+    batches = len(loop.setup.prepare_data(experiment, tmp_path / "data").heldout.batches)
+    assert batches > 1
+    monkeypatch.setattr(loop, "make_eval_step", stopping)
+    folder = tmp_path / "run"
+    result = loop.train(experiment, folder, Log(6))
+    assert (result.interrupted, result.step) == (signal.SIGHUP, 3)
+    assert set(result.bits_per_byte) == {0} and len(calls) == batches + 1
+    monkeypatch.undo()
+    result = loop.train(experiment, folder, Log(6))
+    assert set(result.bits_per_byte) == {3, 6} and result.interrupted is None
+    assert_same_end(folder, whole[0], experiment)
+
+
+def test_signals_are_answered_once_and_ignored_ones_stay_ignored(capfd):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.requests() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+            signal.raise_signal(signal.SIGINT)
+            assert stop.signal == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_no_run():
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    progress = Progress(6, Closed())
+    progress.say("hello")
+    progress.update(1, 2.0, 1.0, 100.0, 5.0)
 
 
 def test_text_that_changed_since_the_run_began_is_refused(whole, experiment, corpus, tmp_path):
-    import shutil
-
     shutil.copytree(whole[0], tmp_path / "run")
     extra = corpus / "m99.py"
     extra.write_text("import this\n" * 50)
@@ -164,20 +249,50 @@ def test_text_that_changed_since_the_run_began_is_refused(whole, experiment, cor
         extra.unlink()
 
 
-def test_missing_text_and_wrong_special_ids_are_named(changed, tmp_path):
-    with pytest.raises(UserError, match="data.source = '.*nowhere'"):
-        loop.train(changed("data", source=str(tmp_path / "nowhere")), tmp_path / "a", Log(6))
-    with pytest.raises(UserError, match="model.eos_id = 7, the tokenizer's is 1"):
-        loop.train(changed("model", eos_id=7), tmp_path / "b", Log(6))
+@pytest.fixture
+def copied(whole, tmp_path):
+    """The finished run, to be written in."""
+    return Path(shutil.copytree(whole[0], tmp_path / "there"))
 
 
-def test_a_run_starts_from_another_runs_weights(whole, changed, tmp_path):
-    again = changed("train", init_from=str(whole[0]), steps=3)
-    result = loop.train(again, tmp_path / "run", Log(3))
+def test_a_run_starts_from_another_runs_weights(whole, copied, changed, tmp_path):
+    settings = copied / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(
+        json.dumps(
+            {**json.loads(settings.read_text()), "chat_template": "x", "add_bos_token": True}
+        )
+    )
+    again = changed("train", init_from=str(copied), steps=1, eval_every=1)
+    again = changed("optim", base=again, warmup_steps=0)
+    result = loop.train(again, tmp_path / "run", Log(1))
     assert result.bits_per_byte[0] == pytest.approx(whole[1].bits_per_byte[6], rel=1e-6)
-    wider = changed("model", base=again, expert_width=16)
-    with pytest.raises(UserError, match=r"(?s)not the model of the config.*experts.down"):
-        loop.train(wider, tmp_path / "wider", Log(3))
+    kept = tmp_path / "run" / "tokenizer" / "tokenizer_config.json"
+    assert kept.read_text() == settings.read_text()
+
+
+def test_weights_of_another_model_are_refused_field_by_field(whole, changed):
+    again = changed("train", init_from=str(whole[0]))
+    rope = dataclasses.replace(again.model.attention, rope_theta=10.0)
+    longer = changed("model", base=again, context_length=128, attention=rope, init_std=1.0)
+    told = []
+    loop.setup.first_state(longer, told.append)
+    assert len(told) == 2
+    assert "context_length: 128 in the config, 64 there" in "".join(told)
+    assert "attention.rope_theta: 10.0 in the config, 5000000.0 there" in "".join(told)
+    other = changed("model", base=longer, norm_eps=0.5, expert_width=16)
+    with pytest.raises(UserError) as error:
+        loop.setup.first_state(other, told.append)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3 and len(told) == 2
+    assert "  model.norm_eps: 0.5 in the config, 1e-05 there" in lines
+    assert "  model.expert_width: 16 in the config, 32 there" in lines
+
+
+def test_weights_without_a_tokenizer_are_named(copied, changed, tmp_path):
+    shutil.rmtree(copied / "tokenizer")
+    again = changed("train", init_from=str(copied))
+    with pytest.raises(UserError, match="no tokenizer.json there; name one by data.tokenizer"):
+        loop.setup.prepare_data(again, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 
 from zaya_jax.config import Balance
 from zaya_jax.model import forms, functional
+from zaya_jax.model.block import RouterStats
 from zaya_jax.train import state as train_state
-from zaya_jax.train.step import make_eval_step, make_train_step, summed_nats
+from zaya_jax.train.step import make_eval_step, make_train_step, router_metrics, summed_nats
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,25 @@ def test_loss_falls_and_metrics_are_in_range(experiment, start, batch):
     np.testing.assert_array_equal(metrics.load.max(1), metrics.max_load)
     assert not np.any(metrics.skip_share)
     assert np.all(metrics.routing_entropy <= np.log(5) + 1e-6)
+
+
+def test_weights_that_a_step_breaks_are_seen_in_that_step(experiment, start, batch):
+    hot = dataclasses.replace(experiment.optim, learning_rate=1e38, warmup_steps=0)
+    _, seen = make_train_step(dataclasses.replace(experiment, optim=hot))(copy(start), batch)
+    assert np.isfinite(seen.loss) and np.isfinite(seen.grad_norm)
+    assert not seen.finite
+    assert make_train_step(experiment)(copy(start), batch)[1].finite
+
+
+@pytest.mark.parametrize(
+    "counts, entropy", [([[5]], 1), ([[0]], 1), ([[4, 4]], 1), ([[8, 0]], 0), ([[0, 0]], 0)]
+)
+def test_load_entropy_at_its_ends(experiment, counts, entropy):
+    model = experiment.model
+    router = dataclasses.replace(model.router, experts=len(counts[0]), skip="none")
+    stats = RouterStats(jnp.array(counts), jnp.zeros(1), None)
+    found = router_metrics(dataclasses.replace(model, router=router), stats)
+    np.testing.assert_allclose(found["load_entropy"], [entropy])
 
 
 def test_the_step_moves_experts_biases_against_their_load_and_no_others(experiment, start, batch):

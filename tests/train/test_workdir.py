@@ -6,17 +6,59 @@ from zaya_jax.errors import UserError
 from zaya_jax.train import workdir
 
 
+def start(experiment, folder):
+    """A run as its first checkpoint leaves it, without the numbers."""
+    workdir.claim(experiment, folder)
+    (folder / "checkpoints" / "2").mkdir(parents=True)
+
+
 def test_a_new_folder_is_claimed_and_a_run_in_it_found_again(experiment, tmp_path):
     folder = tmp_path / "deep" / "run"
     assert workdir.claim(experiment, folder) is False
+    (folder / "checkpoints" / "2").mkdir(parents=True)
     assert workdir.claim(experiment, folder) is True
     assert workdir.read_config(folder) == experiment
+
+
+def test_a_start_without_a_checkpoint_binds_nothing(experiment, changed, tmp_path):
+    workdir.claim(experiment, tmp_path)
+    workdir.check_data(tmp_path, {"corpus": "one"})
+    for name in ("tokenizer/tokenizer.json", "tensorboard/events", "metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("cut off in the midd")
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    other = changed("optim", learning_rate=0.5)
+    assert workdir.claim(other, tmp_path) is False
+    assert workdir.read_config(tmp_path) == other
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "checkpoints"}
+    workdir.check_data(tmp_path, {"corpus": "another"})
+
+
+def test_a_damaged_checkpoint_still_binds(experiment, changed, tmp_path):
+    workdir.claim(experiment, tmp_path)
+    (tmp_path / "checkpoints" / "damaged-2").mkdir(parents=True)
+    with pytest.raises(UserError, match="another config"):
+        workdir.claim(changed("optim", learning_rate=0.5), tmp_path)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    with workdir.lock(folder):
+        with pytest.raises(UserError, match="another process trains in --workdir="):
+            with workdir.lock(folder):
+                pass
+    with workdir.lock(folder):
+        pass
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="neither empty"), workdir.lock(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_run_of_another_config_is_refused_with_the_fields_that_differ(
     experiment, changed, tmp_path
 ):
-    workdir.claim(experiment, tmp_path / "run")
+    start(experiment, tmp_path / "run")
     other = changed("optim", learning_rate=0.5)
     other = changed("model", base=other, num_layers=3)
     with pytest.raises(UserError) as error:
@@ -28,7 +70,7 @@ def test_a_run_of_another_config_is_refused_with_the_fields_that_differ(
 
 
 def test_length_and_cadence_may_change(experiment, changed, tmp_path):
-    workdir.claim(experiment, tmp_path / "run")
+    start(experiment, tmp_path / "run")
     longer = changed("train", steps=99, log_every=7, eval_every=50, checkpoint_every=11)
     assert workdir.claim(longer, tmp_path / "run")
     assert workdir.read_config(tmp_path / "run").train.steps == 99

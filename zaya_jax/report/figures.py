@@ -65,25 +65,34 @@ def figure(name: str, draw: Callable[[Axes], None], height: float = 3.4) -> str:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` values (fewer at the beginning)."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    """Mean over those of the last `window` values (fewer at the beginning) that are numbers."""
+    known = np.isfinite(values)
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
-    return (sums[end] - sums[start]) / (end - start)
+
+    def trailing(x: np.ndarray) -> np.ndarray:
+        sums = np.concatenate([[0.0], np.cumsum(x)])
+        return sums[end] - sums[start]
+
+    with np.errstate(invalid="ignore"):  # a window without numbers has no mean
+        return trailing(np.where(known, values, 0)) / trailing(known)
 
 
 def losses(
     train: tuple[Sequence[int], Sequence[float]], heldout: tuple[Sequence[int], Sequence[float]]
 ) -> str:
-    """Loss of training batches, faint and smoothed, and of the held-out text; (steps, nats)."""
+    """Loss of training batches, faint and smoothed, and of the held-out text; (steps, nats).
+
+    None among the nats is a gap.
+    """
 
     def draw(axes: Axes) -> None:
         if train[0]:
-            values = np.array([np.nan if v is None else v for v in train[1]], float)
+            values = np.array(train[1], float)  # None becomes NaN
             axes.plot(train[0], values, alpha=0.25, linewidth=0.8, color=COLOURS[0])
             window = max(len(values) // 25, 1)
             axes.plot(train[0], smooth(values, window), color=COLOURS[0], label="train")
-        axes.plot(*heldout, "o-", color=COLOURS[1], label="held out")
+        axes.plot(heldout[0], np.array(heldout[1], float), "o-", color=COLOURS[1], label="held out")
         axes.set(xlabel="step", ylabel="nats per token")
         axes.legend()
 
@@ -116,7 +125,7 @@ def heatmap(
     """
 
     def draw(axes: Axes) -> None:
-        reach = max(float(np.abs(values - centre).max()), 1e-9)
+        reach = max(float(np.nanmax(np.abs(values - centre), initial=0)), 1e-9)
         bottom = centre - reach if lowest is None else lowest
         norm = TwoSlopeNorm(centre, bottom, centre + reach)
         mesh = axes.pcolormesh(values, cmap="RdBu_r", norm=norm)

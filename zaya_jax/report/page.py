@@ -54,9 +54,9 @@ def render(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> str:
     heldout = run.data.get("heldout", {})
     parts = [
         f"<h1>{name}</h1>",
-        f'<p class="lead">{last["heldout_bits_per_byte"]:.3f} bits per byte on '
+        f'<p class="lead">{_bits(last)} bits per byte on '
         f"{heldout.get('documents', '?')} held-out documents after {last['step']:,} steps, from "
-        f"{first['heldout_bits_per_byte']:.3f} before training.</p>",
+        f"{_bits(first)} before training.</p>",
         *(_section(title, _table(rows)) for title, rows in extra.items()),
         _section("Loss", figures.losses(*_curves(run))),
     ]
@@ -98,6 +98,11 @@ def render(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> str:
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def _bits(record: Mapping[str, Any]) -> str:
+    value = record["heldout_bits_per_byte"]
+    return "no number of" if value is None else f"{value:.3f}"
 
 
 def _curves(run: Run) -> tuple[tuple[list, list], tuple[list, list]]:

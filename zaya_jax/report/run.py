@@ -40,20 +40,20 @@ class Run:
     @property
     def load(self) -> np.ndarray:
         """[L, E] shares of the held-out tokens, at the last evaluation."""
-        return np.array(self.evaluations[-1]["heldout_load"])
+        return np.array(self.evaluations[-1]["heldout_load"], float)
 
     @property
     def biases(self) -> np.ndarray:
         """[L, E] balancing biases of the experts, at the last evaluation."""
         model, found = self.experiment.model, self.evaluations[-1]["biases"]
-        rows: dict[int, list[float]] = {}
+        rows: dict[int, list[float | None]] = {}
         for path, declaration in bias_declarations(model).items():
             layers = declaration.layers
             if isinstance(layers, tuple):
                 rows |= dict(zip(layers, found[path], strict=True))
             elif layers is not None:
                 rows[layers] = found[path]
-        return np.array([rows[layer] for layer in sorted(rows)])[:, : model.router.experts]
+        return np.array([rows[layer] for layer in sorted(rows)], float)[:, : model.router.experts]
 
     @property
     def results(self) -> Record:
@@ -86,14 +86,13 @@ def read(folder: Path) -> Run:
       UserError: it is none, or nothing was evaluated in it yet.
     """
     experiment = workdir.read_config(folder)
-    records = metrics.read(folder)
-    evaluations = [r for r in records if "heldout_bits_per_byte" in r]
+    evaluations = metrics.evaluations(folder)
     if not evaluations:
         raise UserError(f"{folder}: no evaluation in {workdir.METRICS} yet, nothing to report")
     return Run(
         folder=folder,
         experiment=experiment,
-        train=[r for r in records if "loss" in r],
+        train=[r for r in metrics.read(folder) if "loss" in r],
         evaluations=evaluations,
         starts=_json(folder / workdir.ENVIRONMENT, []),
         data=_json(folder / workdir.DATA, {}),

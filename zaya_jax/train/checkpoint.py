@@ -94,13 +94,20 @@ class Checkpoints:
             except Exception as error:  # whatever Orbax, TensorStore or the file system may raise
                 self._set_aside(step, error)
                 continue
+            if not (self._folder / str(step) / manifest.MANIFEST).exists():
+                manifest.write(self._folder / str(step))
             return TrainState(**found[WEIGHTS], **found[TRAIN])
-        if steps:
+        if steps or any(self._folder.glob("damaged-*")):
             raise UserError(
                 f"none of the checkpoints in {self._folder} can be read (they were renamed, not "
                 "deleted): start anew in another --workdir"
             )
         return None
+
+    def newest(self) -> Path | None:
+        """The folder of the last checkpoint, if there is one."""
+        step = self._manager.latest_step()
+        return None if step is None else self._folder / str(step)
 
     def _set_aside(self, step: int, error: Exception) -> None:
         damaged = self._folder / str(step)

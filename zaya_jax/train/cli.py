@@ -1,6 +1,6 @@
 """Trains what the config says in a run directory, and resumes the run that is there.
 
-Ctrl-C or SIGTERM saves a checkpoint first; the same command goes on from it."""
+Ctrl-C, SIGTERM or SIGHUP saves a checkpoint first; the same command goes on from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0 when the last step was done, 128 + the signal's number when one stopped the run."""
+    """Returns 0 when all was done, 128 + the signal's number when one stopped the run."""
     experiment = config.freeze(options.require("config"))
     folder = Path(options.require("workdir"))
     from zaya_jax.train import loop  # not above: `--help` needs no jax
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
             "heldout_bits_per_byte": result.bits_per_byte,
         }
     )
-    if result.interrupted is not None and result.step < experiment.train.steps:
+    if result.interrupted is not None:
         return 128 + int(result.interrupted)
     print(f"done: {folder}")
     print(f"  python launch.py generate --model={folder} --prompt='def '")

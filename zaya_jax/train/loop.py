@@ -19,6 +19,7 @@ from zaya_jax.data import Batch, Prepared
 from zaya_jax.errors import UserError
 from zaya_jax.model.functional import Biases, Params
 from zaya_jax.train import interrupt, setup, workdir
+from zaya_jax.train import metrics as metrics_lib
 from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.metrics import Writer
 from zaya_jax.train.progress import Progress, Rate, clock
@@ -27,7 +28,7 @@ from zaya_jax.train.step import Metrics, make_eval_step, make_train_step
 
 
 class Diverged(UserError):
-    """The loss or the gradient is no number any more."""
+    """The loss, the gradient or the weights are no numbers any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Result:
       step: steps done.
       bits_per_byte: of the held-out text, by the step of the evaluation, as far as this call made
         them.
-      seconds: wall time of this call's compilation, steps and evaluations (not of the data).
-      interrupted: the signal that stopped it before its last step, if one did.
+      seconds: wall time of compilation, steps and evaluations (not of the data), over all starts.
+      interrupted: the signal that left something undone, if one did.
     """
 
     folder: Path
@@ -62,11 +63,15 @@ def train(experiment: Experiment, folder: Path | str, progress: Progress | None 
       progress: where to tell.
 
     Raises:
-      UserError: as `workdir.claim`, `setup.prepare_data` and `Checkpoints.restore` say.
-      Diverged: the loss became NaN or infinite; the checkpoints from before that stay.
+      UserError: as `workdir.lock`, `workdir.claim`, `setup.prepare_data`, `setup.first_state` and
+        `Checkpoints.restore` say.
+      Diverged: something became NaN or infinite; the checkpoints from before that stay.
     """
-    folder = Path(folder)
-    progress = progress or Progress(experiment.train.steps)
+    with workdir.lock(Path(folder)):
+        return _train(experiment, Path(folder), progress or Progress(experiment.train.steps))
+
+
+def _train(experiment: Experiment, folder: Path, progress: Progress) -> Result:
     workdir.claim(experiment, folder)
     prepared = setup.prepare_data(experiment, folder)
     workdir.record_environment(folder)
@@ -76,13 +81,13 @@ def train(experiment: Experiment, folder: Path | str, progress: Progress | None 
             progress.say(setup.describe(experiment, prepared))
             state = checkpoints.restore()
             if state is None:
-                state = setup.first_state(experiment)
+                state = setup.first_state(experiment, progress.say)
             else:
                 progress.say(f"resuming {folder} at step {int(state.step):,}")
             writer = Writer(folder, int(state.step))
             try:
-                run = _Run(experiment, prepared, checkpoints, writer, progress)
-                return run(state, stop, folder)
+                run = _Run(experiment, folder, prepared, checkpoints, writer, progress, stop)
+                return run(state)
             finally:
                 writer.close()
     finally:
@@ -95,35 +100,37 @@ class _Run:
     def __init__(
         self,
         experiment: Experiment,
+        folder: Path,
         prepared: Prepared,
         checkpoints: Checkpoints,
         writer: Writer,
         progress: Progress,
+        stop: interrupt.Request,
     ):
         self.cadence = experiment.train
-        self.experiment, self.prepared = experiment, prepared
+        self.experiment, self.folder, self.prepared = experiment, folder, prepared
         self.checkpoints, self.writer, self.progress = checkpoints, writer, progress
-        self.evaluate = make_eval_step(experiment.model)
+        self.stop = stop
+        self.eval_step = make_eval_step(experiment.model)
         self.rate = Rate()
         self.bits_per_byte: dict[int, float] = {}
+        self.evaluated = {record["step"] for record in metrics_lib.evaluations(folder)}
 
-    def __call__(self, state: TrainState, stop: interrupt.Request, folder: Path) -> Result:
-        began = time.monotonic()
+    def __call__(self, state: TrainState) -> Result:
         step = int(state.step)
-        self.lap, self.lap_step = began, step
+        self.lap, self.lap_step = time.monotonic(), step
         if step < self.cadence.steps:
             take_step = self._compile(state)
-        if step == 0:
-            self._evaluate(state, 0)
+        if self._due(step, self.cadence.eval_every):
+            self._evaluate(state, step)
         # A step's numbers are read while the next one runs, so that reading never makes it wait.
         pending: deque[tuple[int, Metrics]] = deque()
-        while step < self.cadence.steps and not stop:
+        while step < self.cadence.steps and not self.stop:
             state, metrics = take_step(state, self.prepared.train.batch(step))
             step += 1
             pending.append((step, metrics))
-            last = step == self.cadence.steps
-            evaluating = last or step % self.cadence.eval_every == 0
-            saving = last or step % self.cadence.checkpoint_every == 0
+            evaluating = self._due(step, self.cadence.eval_every)
+            saving = self._due(step, self.cadence.checkpoint_every)
             while len(pending) > (0 if evaluating or saving else 1):
                 self._read(*pending.popleft())
             if evaluating:
@@ -132,14 +139,18 @@ class _Run:
                 self._save(state)
         while pending:
             self._read(*pending.popleft())
-        if stop.signal is not None and step < self.cadence.steps:
+        done = step >= self.cadence.steps and step in self.evaluated
+        if self.stop.signal is not None and not done:
             self._save(state)
             self.progress.say(
-                f"stopped by {stop.signal.name} after step {step:,}; everything is saved. To go "
-                f"on: the same command again, with --workdir={folder}"
+                f"stopped by {self.stop.signal.name} after step {step:,}; everything is saved. To "
+                f"go on: the same command again, with --workdir={self.folder}"
             )
-        seconds = time.monotonic() - began
-        return Result(folder, step, self.bits_per_byte, seconds, stop.signal)
+        interrupted = None if done else self.stop.signal
+        return Result(self.folder, step, self.bits_per_byte, self.writer.seconds, interrupted)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.cadence.steps or step % every == 0
 
     def _compile(self, state: TrainState) -> Callable[..., tuple[TrainState, Metrics]]:
         self.progress.say("compiling the training step ...")
@@ -154,11 +165,9 @@ class _Run:
         """Looks at the numbers of a step that was dispatched: writes, shows, or gives up."""
         loss, norm = float(metrics.loss), float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"step {step}: the loss is {loss} and the gradient's norm {norm}. The checkpoints "
-                "from before are kept; a lower optim.learning_rate, a longer optim.warmup_steps "
-                "or a smaller optim.clip_norm may help"
-            )
+            raise self._diverged(step, f"the loss is {loss} and the gradient's norm {norm}")
+        if not metrics.finite:
+            raise self._diverged(step, f"from a loss of {loss:.4g} to weights that are no numbers")
         logging = step % self.cadence.log_every == 0 or step in (1, self.cadence.steps)
         if not logging and not self.progress.due():
             return
@@ -166,6 +175,7 @@ class _Run:
         if logging:
             record = {name: np.asarray(value) for name, value in metrics._asdict().items()}
             del record["load"]  # on evaluation lines: a matrix a line would be most of the file
+            del record["finite"]  # it is
             self.writer(step, {**record, "tokens_per_second": self.rate.value})
         if self.progress.due() or step == self.cadence.steps:
             tokens = self.cadence.batch_size * self.cadence.sequence_length
@@ -182,11 +192,20 @@ class _Run:
         self.lap, self.lap_step = now, step
 
     def _evaluate(self, state: TrainState, step: int) -> None:
+        """Scores the held-out text, unless that was done before or is asked to stop."""
+        if step in self.evaluated:
+            return
         began = time.monotonic()
-        nats, targets, load = evaluate(self.evaluate, state.params, state.biases, self.prepared)
+        found = evaluate(self.eval_step, state.params, state.biases, self.prepared, self.stop)
+        if found is None:
+            return  # a part of the text has no score; the run makes up for it when it goes on
+        nats, targets, load = found
         heldout = self.prepared.heldout
         bits = heldout.bits_per_byte(nats)
+        if not math.isfinite(bits):
+            raise self._diverged(step, f"the loss of the held-out text is {nats / targets}")
         self.bits_per_byte[step] = bits
+        self.evaluated.add(step)
         self.writer(
             step,
             {
@@ -208,21 +227,39 @@ class _Run:
         self.checkpoints.save(state)
         self.lap += time.monotonic() - began
 
+    def _diverged(self, step: int, what: str) -> Diverged:
+        """The error, with a way on that works."""
+        saved = self.checkpoints.newest()
+        way = (
+            f"go on from the last checkpoint's weights with --config.train.init_from={saved} and "
+            "another --workdir"
+            if saved
+            else "nothing was saved yet, so the same --workdir takes another config"
+        )
+        return Diverged(
+            f"step {step}: {what}. A lower optim.learning_rate, a longer optim.warmup_steps or a "
+            f"smaller optim.clip_norm may help: {way}"
+        )
+
 
 def evaluate(
     step: Callable[[Params, Biases, Batch], tuple[jax.Array, jax.Array, jax.Array]],
     params: Params,
     biases: Biases,
     prepared: Prepared,
-) -> tuple[float, float, np.ndarray]:
+    stop: interrupt.Request | None = None,
+) -> tuple[float, float, np.ndarray] | None:
     """Runs an evaluation step (`make_eval_step`) over the whole held-out text.
 
     Returns:
-      Summed nats, number of targets, and the experts' loads [L, E] as shares.
+      Summed nats, number of targets, and the experts' loads [L, E] as shares; None if a request to
+      stop came in between.
     """
     nats = targets = 0.0
     counts: Any = 0
     for batch in prepared.heldout.batches:
+        if stop:
+            return None
         some_nats, some_targets, some_counts = step(params, biases, batch)
         # Summed in double precision on the host: a long text adds up many small numbers.
         nats += float(some_nats)

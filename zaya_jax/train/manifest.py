@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -17,14 +18,17 @@ def write(folder: Path) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         if file != folder / MANIFEST:
             found[file.relative_to(folder).as_posix()] = [file.stat().st_size, _crc(file)]
-    with atomic_path(folder / MANIFEST) as scratch:
-        scratch.write_text(json.dumps(found))
+    with atomic_path(folder / MANIFEST) as scratch, scratch.open("w") as stream:
+        json.dump(found, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # or a power cut may leave an empty file under the final name
 
 
 def damage(folder: Path, part: str = "") -> str | None:
     """What is wrong with the files whose relative path starts with `part`; None if nothing is.
 
-    A folder without a manifest was left by a run that died just after saving: it is not judged.
+    A folder without a manifest was left by a run that died just after saving: it is not judged
+    (`Checkpoints.restore` writes one once it could be read).
     """
     if not (folder / MANIFEST).exists():
         return None

@@ -1,13 +1,15 @@
 """What a run tells while it runs: `metrics.jsonl` and TensorBoard events.
 
-Each line of `metrics.jsonl` is one JSON object with a `step` (steps done when it was written).
-Training lines have `loss`, evaluation lines `heldout_bits_per_byte`; a list has one entry a layer.
+Each line of `metrics.jsonl` is one JSON object with a `step` (steps done when it was written) and
+the `seconds` that the run had taken by then, all its starts together. Training lines have `loss`,
+evaluation lines `heldout_bits_per_byte`; a list has one entry a layer; null is what is no number.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ def read(folder: Path) -> list[Record]:
     """The records of a run directory in order; a line that was cut off by a crash is left out."""
     file = folder / METRICS
     return [record for _, record in _lines(file)] if file.exists() else []
+
+
+def evaluations(folder: Path) -> list[Record]:
+    """Those records of a run directory that tell of the held-out text, in order."""
+    return [record for record in read(folder) if "heldout_bits_per_byte" in record]
 
 
 def _lines(file: Path) -> list[tuple[str, Record]]:
@@ -48,18 +55,27 @@ class Writer:
 
     def __init__(self, folder: Path, step: int):
         file = folder / METRICS
+        before = 0.0
         if file.exists():
-            kept = [line for line, record in _lines(file) if record["step"] <= step]
+            kept = [(line, record) for line, record in _lines(file) if record["step"] <= step]
+            before = kept[-1][1].get("seconds", 0.0) if kept else 0.0
             with atomic_path(file) as scratch:
-                scratch.write_text("".join(f"{line}\n" for line in kept))
+                scratch.write_text("".join(f"{line}\n" for line, _ in kept))
+        self._began = time.monotonic() - before
         self._file = file.open("a", buffering=1)
-        purge = step + 1 if step else None
-        self._events = SummaryWriter(str(folder / TENSORBOARD), purge_step=purge)
+        self._events = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far: since this writer was made, and up to the last record that
+        was there."""
+        return time.monotonic() - self._began
 
     def __call__(self, step: int, record: Mapping[str, Any]) -> None:
         """Writes numbers and (nested) lists or arrays of numbers under `step`."""
         plain = {name: _plain(value) for name, value in record.items()}
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        line = {"step": step, "seconds": round(self.seconds, 3), **plain}
+        self._file.write(json.dumps(line) + "\n")
         for name, value in plain.items():
             for tag, number in _scalars(name, value):
                 self._events.add_scalar(tag, number, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.5, 10.0
@@ -48,19 +49,21 @@ class Progress:
         )
         self._last = time.monotonic()
         if self._live:
-            self._stream.write("\r" + line.ljust(self._drawn))
+            self._write("\r" + line.ljust(self._drawn))
             self._drawn = len(line)
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            self._write(line + "\n")
 
     def say(self, text: str) -> None:
         """Prints a line that stays, above the live one."""
-        if self._live and self._drawn:
-            self._stream.write("\r" + " " * self._drawn + "\r")
-            self._drawn = 0
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        erase = "\r" + " " * self._drawn + "\r" if self._live and self._drawn else ""
+        self._drawn = 0
+        self._write(f"{erase}{text}\n")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # the terminal was closed: no reason not to train, or not to save
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class Rate:

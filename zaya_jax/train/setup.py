@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from zaya_jax import data as data_lib
@@ -19,21 +20,22 @@ from zaya_jax.train.state import TrainState
 def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
     """Reads, tokenises and packs the text; records in the run directory what it was.
 
-    The run's tokenizer is the one in its directory, if there is one; else that of `init_from`; else
-    that of the config.
+    The run's tokenizer is the one in its directory, if there is one; else that of the config; else
+    that of `init_from`; else one trained on the text.
 
     Raises:
       UserError: there is no such text, it cannot be read, it is not the text that the run began
-        with, or its tokenizer does not fit the model.
+        with, its tokenizer does not fit the model, or `init_from` has none.
     """
     section, train = experiment.data, experiment.train
     saved = folder / workdir.TOKENIZER
-    if not saved.exists() and section.tokenizer is None and train.init_from is not None:
-        _loaded(experiment).tokenizer.save(saved)
+    given = str(saved) if saved.exists() else section.tokenizer
+    if given is None and train.init_from is not None:
+        given = str(_tokenizer_of(train.init_from))
     try:
         prepared = data_lib.prepare(
             source=section.source,
-            tokenizer=str(saved) if saved.exists() else section.tokenizer,
+            tokenizer=given,
             vocab_size=experiment.model.vocab_size,
             sequence_length=train.sequence_length,
             batch_size=train.batch_size,
@@ -49,8 +51,39 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
     _check_ids(experiment, prepared.tokenizer)
     workdir.check_data(folder, prepared.info.as_json())
     if not saved.exists():
-        prepared.tokenizer.save(saved)
+        _save_tokenizer(prepared.tokenizer, given, saved)
     return prepared
+
+
+def _tokenizer_of(init_from: str) -> Path:
+    """The folder of the tokenizer that weights were trained with; the weights stay where they are.
+
+    Raises:
+      UserError: there is none, or as `load.locate` and `hf.open_folder` say.
+    """
+    from zaya_jax import hf, load
+
+    source = load.locate(Path(init_from).expanduser())
+    folder: Path | None = source.path / workdir.TOKENIZER
+    if source.kind == "folder":
+        folder = hf.open_folder(source.path).tokenizer_dir
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"train.init_from = {init_from}: no tokenizer.json there; name one by data.tokenizer"
+        )
+    return folder
+
+
+def _save_tokenizer(tokenizer: Tokenizer, given: str | None, saved: Path) -> None:
+    """Keeps the tokenizer with the run: a folder's files as they are, for they say more than we
+    read of them (chat templates, whether text opens with a begin-of-sequence token)."""
+    from zaya_jax.hf.folder import TOKENIZER_FILES
+    from zaya_jax.hf.importer import copy_files
+
+    if given is not None and Path(given).is_dir():
+        copy_files(Path(given), saved, TOKENIZER_FILES)
+    else:
+        tokenizer.save(saved)
 
 
 def _check_ids(experiment: Experiment, tokenizer: Tokenizer) -> None:
@@ -65,46 +98,55 @@ def _check_ids(experiment: Experiment, tokenizer: Tokenizer) -> None:
         raise UserError("the model's special ids are not the tokenizer's:\n" + "\n".join(wrong))
 
 
-def first_state(experiment: Experiment) -> TrainState:
+HOW = (
+    "param_dtype", "activation_dtype", "numerics", "layers", "remat", "ops", "init_std",
+    "pad_id", "bos_id", "eos_id",
+)  # fmt: skip
+"""Fields (or sections) of a model that say how it is computed, or were checked with the tokenizer:
+weights serve under any."""
+EXTENSION = ("context_length", "attention.rope_theta", "attention.window_rope_theta")
+"""Fields that are changed on purpose when weights are taken to longer texts."""
+
+
+def first_state(experiment: Experiment, tell: Callable[[str], None]) -> TrainState:
     """The state at step 0: drawn from the seed, or with the weights of `train.init_from`.
 
+    Args:
+      experiment: what to train.
+      tell: gets a line for each field that may differ from the weights' model, and does.
+
     Raises:
-      UserError: those weights are of another shape; the message lists the tensors.
+      UserError: those weights are of another model; the message lists the fields.
     """
-    if experiment.train.init_from is None:
+    model, init_from = experiment.model, experiment.train.init_from
+    if init_from is None:
         return train_state.init(experiment)
-    loaded = _loaded(experiment)
-    problems = []
-    for wanted, found in (
-        (functional.declarations(experiment.model), loaded.params),
-        (functional.bias_declarations(experiment.model), loaded.biases),
-    ):
-        for path in dict.fromkeys([*wanted, *found]):
-            left = wanted[path].shape if path in wanted else "none"
-            right = tuple(found[path].shape) if path in found else "none"
-            if left != right:
-                problems.append(f"  {path}: {left} in the config, {right} there")
+    from zaya_jax import load
+
+    loaded = load.load(init_from, layers=model.layers)
+    changed = {
+        path: f"model.{path}: {ours!r} in the config, {theirs!r} there"
+        for path, (theirs, ours) in workdir.differences(
+            dataclasses.asdict(loaded.model), dataclasses.asdict(model)
+        ).items()
+        if path.split(".")[0] not in HOW
+    }
+    problems = [f"  {line}" for path, line in changed.items() if path not in EXTENSION]
     if problems:
         raise UserError(
-            f"train.init_from = {experiment.train.init_from}: not the model of the config:\n"
-            + "\n".join(problems)
+            f"train.init_from = {init_from}: not the model of the config:\n" + "\n".join(problems)
         )
+    for line in changed.values():
+        tell(f"note: {line} (train.init_from = {init_from})")
     params = {
         path: loaded.params[path].astype(declaration.dtype)
-        for path, declaration in functional.declarations(experiment.model).items()
+        for path, declaration in functional.declarations(model).items()
     }
     biases = {
         path: loaded.biases[path].astype(declaration.dtype)
-        for path, declaration in functional.bias_declarations(experiment.model).items()
+        for path, declaration in functional.bias_declarations(model).items()
     }
     return train_state.from_weights(experiment, params, biases)
-
-
-def _loaded(experiment: Experiment):
-    from zaya_jax import load
-
-    assert experiment.train.init_from is not None
-    return load.load(experiment.train.init_from, layers=experiment.model.layers)
 
 
 def describe(experiment: Experiment, prepared: Prepared) -> str:

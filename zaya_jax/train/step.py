@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -27,11 +28,13 @@ class Metrics(NamedTuple):
       tokens: weighted targets in the batch.
       grad_norm: global, before clipping.
       learning_rate: of this step.
-      load_entropy: [L] entropy of the experts' loads over log E: 1 is a perfect balance.
+      load_entropy: [L] entropy of the experts' loads over log E: 1 is a perfect balance,
+        and what a single expert has.
       max_load: [L] largest share of the routed tokens that one expert got.
       skip_share: [L] share of all live tokens that took the skip class.
       routing_entropy: [L] mean entropy of a token's own distribution over the classes, in nats.
       load: [L, E] share of the routed tokens that each expert got.
+      finite: bool, whether the weights after the step are numbers; the loss is of those before it.
     """
 
     loss: jax.Array
@@ -43,6 +46,7 @@ class Metrics(NamedTuple):
     skip_share: jax.Array
     routing_entropy: jax.Array
     load: jax.Array
+    finite: jax.Array
 
 
 def summed_nats(
@@ -92,19 +96,20 @@ def make_train_step(experiment: Experiment) -> Wrapped:
         nudges, balance_state = controller.update(
             balance.errors(model, stats.counts), state.balance, state.biases
         )
-        metrics = Metrics(
-            loss=loss,
-            tokens=tokens,
-            grad_norm=optax.tree.norm(gradients),
-            learning_rate=learning_rate(state.step),
-            **router_metrics(model, stats),
-        )
         moved = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             biases=optax.apply_updates(state.biases, nudges),
             optimizer=optimizer_state,
             balance=balance_state,
+        )
+        metrics = Metrics(
+            loss=loss,
+            tokens=tokens,
+            grad_norm=optax.tree.norm(gradients),
+            learning_rate=learning_rate(state.step),
+            finite=jnp.isfinite(optax.tree.norm((moved.params, moved.biases))),
+            **router_metrics(model, stats),
         )
         return moved, metrics
 
@@ -136,7 +141,7 @@ def router_metrics(model: Model, stats: RouterStats) -> dict[str, jax.Array]:
     entropy = jnp.sum(jnp.where(load > 0, -load * jnp.log(load), 0), axis=1)
     return {
         "load": load,
-        "load_entropy": entropy / jnp.log(max(E, 2)),
+        "load_entropy": entropy / math.log(E) if E > 1 else jnp.ones_like(entropy),
         "max_load": jnp.max(load, axis=1),
         "skip_share": (everything - routed) / jnp.maximum(everything, 1),
         "routing_entropy": stats.entropy,

@@ -6,19 +6,27 @@
     metrics.jsonl      see `zaya_jax.train.metrics`
     tensorboard/       the same as events
     checkpoints/       see `zaya_jax.train.checkpoint`
-    tokenizer/         tokenizer.json and its config
+    tokenizer/         tokenizer.json and its companions
+    .lock              held by the process that trains here
+
+What binds a run to its config and its data is a checkpoint. A start that ended before its first
+one leaves nothing that is worth keeping: the next start, of whatever config, begins anew.
 """
 
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import platform
+import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +37,9 @@ from zaya_jax.errors import UserError
 
 CONFIG, DATA, ENVIRONMENT = "config.json", "data.json", "environment.json"
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
-CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
+
+_CHECKPOINT = re.compile(r"\d+|damaged-.+")
 
 MAY_CHANGE = (
     "name",
@@ -49,31 +59,73 @@ layers may not change: it is the layout of the checkpoint."""
 _DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in `folder` inside the block; makes the folder.
+
+    Raises:
+      UserError: another process trains there, or as `claim` says of the folder.
+    """
+    _make(folder)
+    with _writing(folder):
+        file = (folder / LOCK).open("a")
+    with file:  # the lock goes with the file, however the process ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process trains in --workdir={folder}") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 def claim(experiment: Experiment, folder: Path) -> bool:
     """Makes `folder` the run directory of `experiment`, or takes the run in it up again.
 
     Returns:
-      Whether a run of this experiment was there already.
+      Whether a run of this experiment was there already, with a checkpoint.
 
     Raises:
       UserError: the folder cannot be written, holds other things, or a run of another config; the
         message lists the fields that differ.
     """
-    config_file = folder / CONFIG
-    try:
+    _make(folder)
+    started = has_checkpoint(folder)
+    if started:
+        _check_same(experiment, read_config(folder), folder)
+    with _writing(folder):
+        if not started:
+            for name in (DATA, METRICS):
+                (folder / name).unlink(missing_ok=True)
+            for name in (TENSORBOARD, TOKENIZER):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        write_json(folder / CONFIG, to_dict(experiment))
+    return started
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run was ever saved in `folder`, be it in checkpoints found damaged since."""
+    return any(_CHECKPOINT.fullmatch(path.name) for path in (folder / CHECKPOINTS).glob("*"))
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder for a run, and refuses one that holds other things."""
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        resumed = config_file.exists()
-        if resumed:
-            _check_same(experiment, read_config(folder), folder)
-        elif any(folder.iterdir()):
-            raise UserError(
-                f"--workdir={folder} is neither empty nor a run directory (it has no {CONFIG}): "
-                "give a new or an empty folder"
-            )
-        write_json(config_file, to_dict(experiment))
+        names = {path.name for path in folder.iterdir()}
+    if CONFIG not in names and names - {LOCK}:
+        raise UserError(
+            f"--workdir={folder} is neither empty nor a run directory (it has no {CONFIG}): "
+            "give a new or an empty folder"
+        )
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
-    return resumed
 
 
 def read_config(folder: Path) -> Experiment:
