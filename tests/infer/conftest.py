@@ -15,14 +15,12 @@ from zaya_jax.model import functional
 
 
 def build(dtype: str = "float32", tokenizer: Tokenizer | None = None, **fields) -> Loaded:
-    """Three layers, the last two with sliding windows of 5, vocabulary 300."""
-    attention = Attention(
-        heads=4, kv_heads=2, head_dim=8, pattern=("full", "sliding", "sliding"), window=5
-    )
+    """Two layers, the second with a sliding window of 5, vocabulary 300."""
+    attention = Attention(heads=4, kv_heads=2, head_dim=8, pattern=("full", "sliding"), window=5)
     section = dict(
         vocab_size=300,
         hidden_size=32,
-        num_layers=3,
+        num_layers=2,
         expert_width=24,
         context_length=64,
         eos_id=299,

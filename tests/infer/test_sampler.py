@@ -1,7 +1,8 @@
 """The sampler against transformers' logits warpers, and what a request may rely on."""
 
+import dataclasses
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from zaya_jax.infer.sampler import Sampling
 
 V = 1200  # more than two blocks, not a multiple of them
 RUN = jax.jit(sampler.sample, static_argnums=3)
+KEEP = jax.jit(sampler.keep, static_argnums=2)
 
 
 def logits_of(seed: int, rows: int = 3) -> np.ndarray:
@@ -28,7 +30,7 @@ def draw(logits, settings, positions=None):
 
 def kept(logits, setting) -> np.ndarray:
     filters, rows = sampler.batch([setting] * len(logits), logits.shape[-1])
-    return np.isfinite(sampler.keep(jnp.asarray(logits / setting.temperature), rows, filters))
+    return np.isfinite(KEEP(logits / np.float32(setting.temperature), rows, filters))
 
 
 @given(
@@ -58,7 +60,8 @@ def test_keeps_what_the_warpers_of_transformers_keep(seed, temperature, top_k, t
 
 def test_temperature_zero_is_greedy_whatever_else_is_asked():
     logits = logits_of(0)
-    tokens, logprobs = draw(logits, [Sampling(), Sampling(0, 5, 0.5, 0.5, 9), Sampling(1.0)])
+    drawn = Sampling(1.0, 5, 0.5, 0.5)
+    tokens, logprobs = draw(logits, [Sampling(), Sampling(0, 5, 0.5, 0.5, 9), drawn])
     np.testing.assert_array_equal(tokens[:2], logits[:2].argmax(-1))
     expected = jax.nn.log_softmax(logits)[np.arange(3), tokens]
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5)
@@ -67,7 +70,7 @@ def test_temperature_zero_is_greedy_whatever_else_is_asked():
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1.2e-38, 1e-38, 1e-45, 1e-320])
 def test_a_temperature_near_zero_chooses_as_zero_does(temperature):
     logits = logits_of(3)
-    tokens, logprobs = draw(logits, [Sampling(temperature, top_p=0.9, min_p=0.1)] * 3)
+    tokens, logprobs = draw(logits, [Sampling(temperature, 5, 0.5, 0.1)] * 3)
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
     assert np.isfinite(logprobs).all()
 
@@ -99,7 +102,10 @@ def test_a_draw_depends_on_its_own_seed_and_position_only():
     crowd = draw(np.concatenate([logits_of(5), logits])[[0, 3, 1, 2]], others, [17, 17, 4, 17])
     assert (alone[0][0], alone[1][0]) == (crowd[0][1], crowd[1][1])
     many = [draw(logits, [setting], [position])[0][0] for position in range(12)]
-    seeds = [draw(logits, [Sampling(2.0, seed=s)], [17])[0][0] for s in (5, 6, 2**32 + 5, 2**40)]
+    seeds = [
+        draw(logits, [dataclasses.replace(setting, seed=s)], [17])[0][0]
+        for s in (5, 6, 2**32 + 5, 2**40)
+    ]
     assert len(set(many)) > 6 and len(set(seeds)) > 2
 
 
@@ -107,7 +113,7 @@ def test_rows_without_a_finite_logit_are_marked_and_harm_no_other():
     logits = logits_of(2)
     logits[0] = -np.inf
     logits[1] = np.nan
-    for setting in (Sampling(), Sampling(1.0), Sampling(0.7, 5, 0.5, 0.1), Sampling(1.2e-38)):
+    for setting in (Sampling(), Sampling(0.7, 5, 0.5, 0.1), Sampling(1.2e-38, 5, 0.5, 0.1)):
         tokens, logprobs = draw(logits, [setting] * 3)
         assert (0 <= tokens).all() and (tokens < V).all()
         assert np.isneginf(logprobs[:2]).all() and np.isfinite(logprobs[2])

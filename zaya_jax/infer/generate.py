@@ -155,7 +155,7 @@ class Generator:
     def _run(self, group: list[_Answer], emit: Callable[[int, str], None], streaming: bool) -> None:
         counts = np.zeros(self.batch, np.int32)
         counts[: len(group)] = [len(answer.prompt) for answer in group]
-        length = min(bucket(int(counts.max())), self.capacity)
+        length = min(bucket(int(counts.max())), slots(self.capacity))
         tokens = np.zeros((self.batch, length), np.int32)
         for row, answer in zip(tokens, group, strict=False):
             row[: len(answer.prompt)] = answer.prompt
