@@ -13,7 +13,7 @@ from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.errors import UserError
 from zaya_jax.hf import write_folder
 from zaya_jax.load import load
-from zaya_jax.model import functional
+from zaya_jax.model import forms, functional
 from zaya_jax.train import state as train_state
 from zaya_jax.train import workdir
 from zaya_jax.train.checkpoint import Checkpoints
@@ -90,6 +90,19 @@ def test_form_and_precision_are_choices(folder):
     assert loaded.model.layers == "scan"
     assert {str(value.dtype) for value in loaded.params.values()} == {"bfloat16"}
     assert {str(value.dtype) for value in loaded.biases.values()} == {"float32"}
+
+
+def test_weights_of_a_run_are_cast_before_their_stacks_are_taken_apart(run, monkeypatch):
+    given, convert = [], forms.convert
+
+    def look(model, params, biases, layers):
+        given.extend(params.values())
+        return convert(model, params, biases, layers)
+
+    monkeypatch.setattr(forms, "convert", look)
+    loaded = load(run, param_dtype="bfloat16")
+    assert loaded.model.layers == "unroll"
+    assert {str(value.dtype) for value in [*given, *loaded.params.values()]} == {"bfloat16"}
 
 
 def test_the_settings_of_a_tokenizer_say_whether_text_opens_with_bos(folder, tmp_path):

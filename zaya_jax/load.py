@@ -122,9 +122,10 @@ def load(
     if source.kind == "run" and tokenizer is not None:
         model = _with_ids_of(tokenizer, model)
 
-    model, params, biases = forms.convert(model, params, biases, layers)
     if param_dtype is not None:
-        params = {name: _cast(value, param_dtype) for name, value in params.items()}
+        for name, value in params.items():  # each replaces its source: no second set is ever held
+            params[name] = _cast(value, param_dtype)
+    model, params, biases = forms.convert(model, params, biases, layers)
     model = dataclasses.replace(
         model,
         param_dtype=param_dtype or model.param_dtype,
