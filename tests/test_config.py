@@ -48,6 +48,7 @@ def test_config_survives_the_round_trip():
 def test_optional_field_can_be_set_by_an_override():
     settings = config.to_config_dict(Experiment())
     settings.model.attention.window = 128
+    settings.model.attention.pattern = ("sliding",)
     assert config.freeze(settings).model.attention.window == 128
 
 
@@ -55,7 +56,17 @@ def test_optional_field_can_be_set_by_an_override():
     ("overrides", "message"),
     [
         (dict(model__roter=3), r"no field 'model.roter'; did you mean router"),
-        (dict(model__router__kind="mpl_eda"), r"model.router.kind = 'mpl_eda'; did you mean mlp_eda"),
+        (
+            dict(model__router__kind="mpl_eda"),
+            r"model.router.kind = 'mpl_eda'; did you mean mlp_eda",
+        ),
+        (dict(model__ops__attention="xlaa"), r"model.ops.attention = 'xlaa'; did you mean xla"),
+        (dict(model__attention__window=7), r"window = 7: no layer of .* is sliding"),
+        (dict(model__attention__pattern=("full", 3)), r"pattern = 3: expected one of full, sliding"),
+        (dict(model__router__skip_bias=float("nan")), r"skip_bias = nan: expected a finite"),
+        (dict(model__norm_eps=float("inf")), r"norm_eps = inf: expected a positive number"),
+        (dict(optim__weight_decay=-1.0), r"weight_decay = -1.0: expected 0 or more"),
+        (dict(train__seed=-1), r"train.seed = -1: expected 0 or more"),
         (dict(model__num_layers="many"), r"model.num_layers = 'many': expected int"),
         (dict(model__residual_scaling=1), r"residual_scaling = 1: expected bool"),
         (dict(model__num_layers=True), r"num_layers = True: expected int"),
@@ -63,7 +74,10 @@ def test_optional_field_can_be_set_by_an_override():
         (dict(model__attention__rope_fraction=0.3), r"rope_fraction = 0.3"),
         (dict(model__attention__conv_kernels=(2, 0)), r"conv_kernels = \(2, 0\)"),
         (dict(model__attention__conv_kernels=(2,)), r"conv_kernels = \(2,\): expected two widths"),
-        (dict(model__attention__pattern=("sliding",)), r"window = None: sliding layers need a span"),
+        (
+            dict(model__attention__pattern=("sliding",)),
+            r"window = None: sliding layers need a span",
+        ),
         (dict(model__attention__pattern=("full", "full", "full")), r"num_layers = 40: not a multi"),
         (dict(model__router__top_k=17), r"top_k = 17: more than model.router.experts = 16"),
         (dict(model__vocab_size=0), r"vocab_size = 0: expected a positive"),

@@ -9,6 +9,7 @@ field, its value and what would be accepted, before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from pallas_kernels import dispatch
 from zaya_jax.errors import UserError, hint
 
 ATTENTION_KINDS = ("cca", "gqa")
@@ -259,9 +261,22 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
     """Yields one message for each mistake in a well-typed experiment."""
     yield from check_model(experiment.model)
     train, data, optim = experiment.train, experiment.data, experiment.optim
+    attention = experiment.model.attention
+    if attention.window is not None and "sliding" not in attention.pattern:
+        yield (
+            f"model.attention.window = {attention.window}: no layer of model.attention.pattern is "
+            "sliding"
+        )
     yield from _positive("train", train, "steps batch_size sequence_length log_every eval_every")
     yield from _positive("train", train, "checkpoint_every keep_checkpoints")
     yield from _positive("optim", optim, "learning_rate eps clip_norm")
+    yield from _positive("balance", experiment.balance, "eps")
+    if train.seed < 0:
+        yield f"train.seed = {train.seed}: expected 0 or more"
+    if not 0 <= optim.weight_decay < math.inf:
+        yield f"optim.weight_decay = {optim.weight_decay}: expected 0 or more"
+    if data.heldout_max_bytes is not None and data.heldout_max_bytes < 1:
+        yield f"data.heldout_max_bytes = {data.heldout_max_bytes}: expected at least 1, or none"
     yield from _among("optim.schedule", optim.schedule, SCHEDULES)
     yield from _among("balance.kind", experiment.balance.kind, BALANCERS)
     yield from _among("data.on_bad_text", data.on_bad_text, BAD_TEXT)
@@ -330,6 +345,11 @@ def check_model(model: Model) -> typing.Iterator[str]:
         )
     if "sliding" in a.pattern and (a.window is None or a.window < 1):
         yield f"model.attention.window = {a.window}: sliding layers need a span of at least 1"
+    if not math.isfinite(r.skip_bias):
+        yield f"model.router.skip_bias = {r.skip_bias}: expected a finite number"
+    for field in dataclasses.fields(Ops):
+        accepted = ("auto", *dispatch.load(field.name).IMPLEMENTATIONS)
+        yield from _among(f"model.ops.{field.name}", getattr(model.ops, field.name), accepted)
     if r.top_k > r.experts:
         yield f"model.router.top_k = {r.top_k}: more than model.router.experts = {r.experts}"
     if (model.param_dtype == "float64") != (model.activation_dtype == "float64"):
@@ -340,12 +360,14 @@ def check_model(model: Model) -> typing.Iterator[str]:
             yield f"model.{name} = {value}: outside the vocabulary of {model.vocab_size}"
 
 
-def _among(field: str, value: str, accepted: tuple[str, ...]) -> typing.Iterator[str]:
-    if value not in accepted:
+def _among(field: str, value: Any, accepted: tuple[str, ...]) -> typing.Iterator[str]:
+    if not isinstance(value, str):
+        yield f"{field} = {value!r}: expected one of {', '.join(accepted)}"
+    elif value not in accepted:
         yield f"{field} = {value!r}{hint(value, accepted)}"
 
 
 def _positive(section: str, node: Any, names: str) -> typing.Iterator[str]:
     for name in names.split():
-        if not getattr(node, name) > 0:
+        if not 0 < getattr(node, name) < math.inf:
             yield f"{section}.{name} = {getattr(node, name)}: expected a positive number"

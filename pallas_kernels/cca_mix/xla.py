@@ -3,6 +3,7 @@ batched matmul over all its taps."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.cca_mix.reference import mean_norm_rotate
@@ -38,8 +39,11 @@ def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None
             tap = jnp.where((positions >= d)[..., None], tap, bias)
         taps.append(tap.reshape(B, S, heads, C))
     grouped = grouped.transpose(1, 0, 2, 3).reshape(heads, K1 * C, C)
-    convolved = jnp.einsum("bshc,hcd->bshd", jnp.concatenate(taps, axis=-1), grouped)
-    convolved = (convolved + grouped_bias.reshape(heads, C)).astype(dtype)
+    mixed = jnp.concatenate(taps, axis=-1)
+    if jax.default_backend() == "cpu":  # its batched dots cannot give a wider result
+        mixed, grouped = mixed.astype(wide), grouped.astype(wide)
+    convolved = jnp.einsum("bshc,hcd->bshd", mixed, grouped, preferred_element_type=wide)
+    convolved = (convolved + grouped_bias.astype(wide).reshape(heads, C)).astype(dtype)
 
     q, k = q.reshape(B, S, -1, C), k.reshape(B, S, -1, C)
     H = q.shape[2]

@@ -63,8 +63,9 @@ def test_initial_weights_do_not_depend_on_the_form_of_the_layers():
     ids=str,
 )
 def test_every_variation_point_trains(kind):
-    """Loss and gradients are finite, and every expert and parameter of the variant is reached."""
-    model = tiny_model(layers=2, form="scan", skip=kind.get("skip", "zero"))
+    """Loss and gradients are finite, and every parameter of the variant is reached; remat changes
+    neither."""
+    model = tiny_model(layers=3, form="scan", skip=kind.get("skip", "zero"))
     model = dataclasses.replace(
         model,
         attention=dataclasses.replace(model.attention, kind=kind.get("attention", "cca")),
@@ -77,19 +78,41 @@ def test_every_variation_point_trains(kind):
     params, biases = init(model, jax.random.key(0))
     ids = np.random.default_rng(0).integers(3, 97, (2, 12))
 
-    @jax.jit
-    def run(params):
+    def run(model):
         def loss(params):
             decoder = merge(model, params, biases)
             out = decoder(ids)
             return -jax.nn.log_softmax(decoder.logits(out.hidden))[..., 5].mean(), out.stats
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-    (loss, stats), gradients = run(params)
+    (loss, stats), gradients = run(model)
     assert np.isfinite(loss)
     assert (np.asarray(stats.counts).sum(-1) == ids.size * model.router.top_k).all()
-    silent = [path for path, g in gradients.items() if not np.abs(g).max() > 0]
-    # A single visit of one expert may leave others without gradient, no other parameter may.
-    assert not [p for p in silent if "router" not in p and "state_scale" not in p], silent
+    assert not [path for path, g in gradients.items() if not np.abs(g).max() > 0]
     assert all(np.isfinite(g).all() for g in gradients.values())
+    if model.remat != "none":
+        (plain, _), expected = run(dataclasses.replace(model, remat="none"))
+        np.testing.assert_allclose(loss, plain, rtol=1e-6)
+        for path, g in expected.items():
+            np.testing.assert_allclose(gradients[path], g, atol=1e-6 + 1e-4 * np.abs(g).max())
+
+
+def test_one_logical_axis_has_one_size():
+    """Sharding maps an axis by its name: two sizes under one name would shard by accident."""
+    for router in ("mlp_eda", "mlp", "linear"):
+        for attention in ("cca", "gqa"):
+            model = tiny_model(layers=2, hidden=44, width=36)
+            model = dataclasses.replace(
+                model,
+                router=dataclasses.replace(model.router, kind=router),
+                attention=dataclasses.replace(model.attention, kind=attention),
+            )
+            sizes: dict[str, set[int]] = {}
+            for d in declarations(model).values():
+                for axis, size in zip(d.axes, d.shape, strict=True):
+                    if axis in ("embed", "router", "experts", "vocab"):
+                        sizes.setdefault(axis, set()).add(size)
+            experts = {model.router.experts, model.router.experts + 1}  # with the skip class
+            assert sizes.pop("experts") <= experts
+            assert all(len(found) == 1 for found in sizes.values()), sizes

@@ -138,7 +138,7 @@ def test_logits_and_routes_in_float32(draw, record_property):
 
 
 @pytest.mark.parametrize(
-    "draw", on_one_worker("plain", "padded_sliding", "three_kv_heads", "sliding", slow=("plain",))
+    "draw", on_one_worker(*DRAWS, slow=set(DRAWS) - {"padded_sliding", "three_kv_heads", "sliding"})
 )
 def test_gradient_of_every_tensor(draw):
     model, oracle, (ids, mask, positions), _, _ = settled(draw)
@@ -174,7 +174,7 @@ def test_gradient_of_every_tensor(draw):
 
 
 @pytest.mark.parametrize(
-    "draw", on_one_worker("plain", "wide_first_conv", "padded_sliding", slow=("plain",))
+    "draw", on_one_worker(*DRAWS, slow=set(DRAWS) - {"wide_first_conv", "padded_sliding"})
 )
 def test_cached_decoding_gives_the_oracles_greedy_tokens(draw):
     """64 tokens: `generate` of transformers, left padded, against prefill and single steps here,

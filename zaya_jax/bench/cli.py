@@ -105,11 +105,12 @@ def _drift(model: config.Model) -> list[dict[str, float]]:
     rows = measure(model, seed=FLAGS.seed)
     print("\nbfloat16 drift of the residual stream, RMS relative to float32")
     print("| layer | reference | training | transformers | reference against transformers | "
-          "routes changed, training | transformers |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|")
+          "routes changed, reference | training | transformers |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
     for r in rows:
         print(
             f"| {r.layer} | {r.reference:.2e} | {r.training:.2e} | {r.transformers:.2e} | "
-            f"{r.between:.2e} | {r.routes_training:.1%} | {r.routes_transformers:.1%} |"
+            f"{r.between:.2e} | {r.routes_reference:.1%} | {r.routes_training:.1%} | "
+            f"{r.routes_transformers:.1%} |"
         )
     return [dataclasses.asdict(r) for r in rows]

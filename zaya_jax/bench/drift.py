@@ -32,6 +32,7 @@ class LayerDrift:
     training: float
     transformers: float
     between: float
+    routes_reference: float
     routes_training: float
     routes_transformers: float
 
@@ -43,7 +44,7 @@ def _streams(model: Model, params: Params, biases: Biases, ids: np.ndarray):
     def run(params, biases, tokens):
         decoder = merge(model, params, biases)
         place = Tokens(None, positions_of(None, tokens.shape), None)
-        stream, state = decoder._embed(tokens), None
+        stream, state = decoder.embed(tokens), None
         streams, routes = [], []
         for block in decoder.layers:
             stream, state, stats, _ = block(stream, state, place)
@@ -95,14 +96,9 @@ def measure(model: Model, batch: int = 2, length: int = 256, seed: int = 0) -> l
             wide, numerics=numerics, param_dtype="bfloat16", activation_dtype="bfloat16"
         )
         runs[numerics] = _streams(half, narrow, biases, ids)
-    oracle = oracle.bfloat16()
-    for layer in oracle.model.layers:  # `bfloat16()` rounds the buffers, `from_pretrained` does not
-        gate = layer.mlp.gate
-        gate.balancing_biases = gate.balancing_biases.float()
-    for i, layer in enumerate(oracle.model.layers):
-        layer.mlp.gate.balancing_biases.copy_(
-            torch.tensor(np.asarray(biases[f"layers.{i}.router.biases"]))
-        )
+    for tensor in oracle.parameters():
+        # Not `oracle.bfloat16()`, which would round the rotary table and the biases as well.
+        tensor.data = tensor.data.bfloat16()
     theirs, their_routes = _oracle_streams(oracle, ids)
 
     def rms(x: np.ndarray) -> float:
@@ -118,6 +114,7 @@ def measure(model: Model, batch: int = 2, length: int = 256, seed: int = 0) -> l
                 training=rms(runs["training"][0][i] - exact[i]) / scale,
                 transformers=rms(theirs[i] - exact[i]) / scale,
                 between=rms(runs["reference"][0][i] - theirs[i]) / scale,
+                routes_reference=float(np.mean(runs["reference"][1][i] != exact_routes[i])),
                 routes_training=float(np.mean(runs["training"][1][i] != exact_routes[i])),
                 routes_transformers=float(np.mean(their_routes[i] != exact_routes[i])),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -35,9 +34,7 @@ def read_bandwidth(megabytes: int = 256, tries: int = 5) -> float:
     return a.nbytes / min(seconds(lambda: multiply(a, v)) for _ in range(tries))
 
 
-def interleave(
-    sides: dict[str, Callable[[], object]], pairs: int, on_pair: Callable[[int], None] | None = None
-) -> dict[str, list[float]]:
+def interleave(sides: dict[str, Callable[[], object]], pairs: int) -> dict[str, list[float]]:
     """Seconds of each side, measured in turns whose order alternates, so that drift of the machine
     falls on all sides alike. Each side is called once before, unmeasured."""
     for run in sides.values():
@@ -47,11 +44,4 @@ def interleave(
         order = list(sides) if pair % 2 == 0 else list(reversed(sides))
         for name in order:
             taken[name].append(seconds(sides[name]))
-        if on_pair:
-            on_pair(pair)
     return taken
-
-
-def ratio(taken: dict[str, list[float]], ours: str, theirs: str) -> float:
-    """Median over the pairs of their time over ours: above 1, we are faster."""
-    return statistics.median(t / o for o, t in zip(taken[ours], taken[theirs], strict=True))

@@ -7,6 +7,7 @@ needs no cache.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -25,11 +26,24 @@ class LayerCache(NamedTuple):
     state: State | None
 
 
-class Cache(NamedTuple):
-    """All layers, and the live length of each row: lengths [B] int32."""
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["layers", "lengths"], meta_fields=["filled"]
+)
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """All layers, and the live length of each row: lengths [B] int32.
+
+    filled: static; False until a prompt was written. A filled cache continues by single tokens.
+    """
 
     layers: tuple[LayerCache, ...]
     lengths: jax.Array
+    filled: bool = False
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can hold."""
+        return self.layers[0].k.shape[2]
 
 
 def empty(model: Model, batch: int, capacity: int) -> Cache:
@@ -52,6 +66,8 @@ def empty(model: Model, batch: int, capacity: int) -> Cache:
 def append(cache: LayerCache, k: jax.Array, v: jax.Array, at: jax.Array) -> LayerCache:
     """Writes keys and values of S new tokens at each row's index `at`.
 
+    The caller sees to it that there is room: an index is data, and cannot be refused under jit.
+
     Args:
       k, v: [B, S, K, C].
       at: [B] int32 first index to write.
@@ -65,9 +81,7 @@ def append(cache: LayerCache, k: jax.Array, v: jax.Array, at: jax.Array) -> Laye
     return cache._replace(k=write(cache.k, k), v=write(cache.v, v))
 
 
-def last_state(
-    before: State, qk: jax.Array, v_delayed: jax.Array, counts: jax.Array
-) -> State:
+def last_state(before: State, qk: jax.Array, v_delayed: jax.Array, counts: jax.Array) -> State:
     """The CCA state after the first `counts` of S new tokens of each row.
 
     Args:

@@ -17,7 +17,7 @@ from flax import nnx
 from zaya_jax.config import Model
 from zaya_jax.model.attention import Tokens
 from zaya_jax.model.block import Block, RouterStats
-from zaya_jax.model.cache import Cache
+from zaya_jax.model.cache import Cache, LayerCache
 from zaya_jax.model.norm import rms_norm
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import Declare, normal, ones, zeros
@@ -100,14 +100,18 @@ class Decoder(nnx.Module):
             document a row, no padding.
           positions: [B, S] int32 index in the document; derived from `segment_ids` by default.
           cache: an empty cache to prefill with a prompt (padding on the right), or a filled one to
-            continue by a single token (S = 1). Needs `layers: unroll`.
+            continue by a single token (S = 1); every row must have room.
 
         Returns:
           `Output`.
+
+        Raises:
+          ValueError: a cache with scanned layers, a filled cache with S > 1, a prompt longer than
+            the cache.
         """
-        if cache is not None and len(self.stacks):
-            raise ValueError("cached decoding runs unrolled layers; convert with `forms.convert`")
         B, S = tokens.shape
+        if cache is not None:
+            self._check_cache(cache, S)
         if positions is None:
             positions = positions_of(segment_ids, (B, S))
             if cache is not None:
@@ -115,15 +119,16 @@ class Decoder(nnx.Module):
         live = None if segment_ids is None else segment_ids > 0
         place = Tokens(segment_ids, positions, live, None if cache is None else cache.lengths)
 
-        stream, state = self._embed(tokens), None
+        stream, state = self.embed(tokens), None
         stats: list[RouterStats] = []
-        layer_caches = []
+        layer_caches: list[LayerCache] = []
         for i, block in enumerate(self.layers):
-            call = self._remat(block)
+            call = self._remat(block) if cache is None else block
             layer_cache = None if cache is None else cache.layers[i]
             stream, state, layer_stats, layer_cache = call(stream, state, place, layer_cache)
             stats.append(layer_stats)
-            layer_caches.append(layer_cache)
+            if layer_cache is not None:
+                layer_caches.append(layer_cache)
         merged = jax.tree.map(lambda *xs: jnp.stack(xs), *stats)
         if len(self.stacks):
             stream, scanned = self._scan(stream, state, place)
@@ -131,26 +136,50 @@ class Decoder(nnx.Module):
 
         if cache is not None:
             added = jnp.sum(live, axis=1, dtype=jnp.int32) if live is not None else S
-            cache = Cache(tuple(layer_caches), cache.lengths + added)
-        hidden = rms_norm(stream, self.final_norm[...], self.model.norm_eps, self.numerics)
+            cache = Cache(tuple(layer_caches), cache.lengths + added, filled=True)
+        hidden = rms_norm(
+            stream, self.final_norm[...], self.model.norm_eps, self.numerics, read_by="logits"
+        )
         return Output(hidden, merged, cache)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> [..., V] in the policy's `logits` dtype; the head is the embedding."""
-        dtype = self.numerics.dtype("logits")
-        head = self.embedding[...].astype(hidden.dtype)
-        return jnp.matmul(hidden, head.T, preferred_element_type=dtype)
+    def head(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The operands of the head's matmul: hidden [..., D] and the tied embedding [V, D].
 
-    def _embed(self, tokens: jax.Array) -> jax.Array:
+        With `logits` in the fp32 set they have the dtype that parameters are stored in (and are
+        accumulated in float32): widening bfloat16 weights would copy them and change no product.
+        """
+        head, dtype = self.embedding[...], self.numerics.activation_dtype
+        if "logits" in self.numerics.fp32:
+            dtype = jnp.promote_types(dtype, head.dtype)
+        return hidden.astype(dtype), head.astype(dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V] in the policy's `logits` dtype."""
+        hidden, head = self.head(hidden)
+        return jnp.matmul(hidden, head.T, preferred_element_type=self.numerics.dtype("logits"))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """[B, S] int32 -> the residual stream [B, S, D] in front of the first layer."""
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.numerics.activation_dtype)
+        x = x.astype(self.numerics.dtype("residual_merge"))
         if self.model.residual_scaling:
             x = (x + self.input_bias[...].astype(x.dtype)) * self.input_scale[...].astype(x.dtype)
         return x.astype(self.numerics.dtype("residual"))
 
-    def _remat(self, block: Block):
+    def _check_cache(self, cache: Cache, length: int) -> None:
+        if len(self.stacks):
+            raise ValueError("cached decoding runs unrolled layers; convert with `forms.convert`")
+        if cache.filled and length > 1:
+            raise ValueError(f"a filled cache continues by one token at a time; got {length}")
+        if length > cache.capacity:
+            raise ValueError(f"a prompt of {length} tokens for a cache of {cache.capacity}")
+
+    def _remat(self, block: Block, *, scanned: bool = False):
         if self.model.remat == "none":
             return block
-        return jax.checkpoint(block.__call__, policy=REMAT_POLICIES[self.model.remat])
+        policy = REMAT_POLICIES[self.model.remat]
+        # Inside a scan nothing can merge the recomputation with the first computation anyway.
+        return jax.checkpoint(block.__call__, policy=policy, prevent_cse=not scanned)
 
     def _scan(
         self, stream: jax.Array, state: jax.Array | None, place: Tokens
@@ -162,7 +191,7 @@ class Decoder(nnx.Module):
             stream, state = carry
             stats = []
             for (graph, _), layer in zip(split, weights, strict=True):
-                call = self._remat(nnx.merge(graph, layer))
+                call = self._remat(nnx.merge(graph, layer), scanned=True)
                 stream, state, layer_stats, _ = call(stream, state, place)
                 stats.append(layer_stats)
             return (stream, state), jax.tree.map(lambda *xs: jnp.stack(xs), *stats)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zaya_jax.config import Model
+from zaya_jax.errors import UserError
 from zaya_jax.model.decoder import Decoder
 from zaya_jax.model.parameter import BalancingBias
 
@@ -54,6 +55,11 @@ def _path(keys: tuple) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _split(model: Model):
+    if model.param_dtype == "float64" and not jax.config.jax_enable_x64:
+        raise UserError(
+            "model.param_dtype = 'float64': jax computes in float32 unless told otherwise; set "
+            "JAX_ENABLE_X64=1 in the environment"
+        )
     abstract = nnx.eval_shape(lambda: Decoder(model, jax.random.key(0)))
     split: Any = nnx.split(abstract, nnx.Param, BalancingBias)
     return split

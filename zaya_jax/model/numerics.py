@@ -24,9 +24,8 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """Storage and compute dtypes, and the parts that run in float32 at least."""
+    """The activation dtype, and the parts that compute in float32 at least."""
 
-    param_dtype: jnp.dtype
     activation_dtype: jnp.dtype
     fp32: frozenset[str]
 
@@ -36,7 +35,7 @@ class Numerics:
         fp32 = PRESETS[model.numerics]
         if not model.residual_in_fp32:
             fp32 = fp32 - {"residual"}
-        return cls(jnp.dtype(model.param_dtype), jnp.dtype(model.activation_dtype), fp32)
+        return cls(jnp.dtype(model.activation_dtype), fp32)
 
     def dtype(self, part: str):
         """The dtype in which a part computes: activation dtype, or float32 at least."""

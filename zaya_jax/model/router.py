@@ -60,7 +60,9 @@ class Router(nnx.Module):
             self.state_scale = vector("router_states_scale", ones)
         width = R if self.has_mlp else D
         self.out = matrix(
-            (width, classes(model)), ("router", "experts"), "router_mlp.out_proj.weight"
+            (width, classes(model)),
+            ("router" if self.has_mlp else "embed", "experts"),
+            "router_mlp.out_proj.weight",
         )
         self.biases = declare(
             (classes(model),),
@@ -83,7 +85,7 @@ class Router(nnx.Module):
             **{name: value(name) for name in Weights._fields if name not in ("out",)},
             out=self.out[...],
         )
-        return router(
+        routing = router(
             x,
             state,
             weights,
@@ -95,3 +97,5 @@ class Router(nnx.Module):
             softmax_dtype=self.numerics.dtype("router_softmax"),
             implementation=self.model.ops.router,
         )
+        # Only depth averaging reads the state; a scan need not carry it for the other kinds.
+        return routing if self.model.router.kind == "mlp_eda" else routing._replace(state=None)
