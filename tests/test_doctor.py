@@ -90,6 +90,21 @@ def test_versions_that_do_not_match_are_problems():
     assert doctor.mismatches({"jax": "0.10.2", "flax": None})
 
 
+def test_a_platform_that_is_not_there_is_told_and_no_traceback(monkeypatch, capsys, tmp_path):
+    import jax
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'rocm'")
+
+    monkeypatch.setattr(jax, "default_backend", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "rocm")
+    record = tmp_path / "doctor.json"
+    assert cli.main(["doctor", f"--json={record}"]) == 1
+    told = "jax finds no device with JAX_PLATFORMS=rocm: RuntimeError: Unable to initialize"
+    assert f"PROBLEM: {told}" in capsys.readouterr().out
+    assert told in json.loads(record.read_text())["problems"][0]
+
+
 def test_this_machine_is_well(tmp_path, capsys):
     record = tmp_path / "deep" / "doctor.json"
     assert cli.main(["doctor", f"--json={record}"]) == 0, capsys.readouterr().out

@@ -1,8 +1,12 @@
 """The command line: verbs, help, mistakes and their exit status."""
 
+import os
+import runpy
+import signal
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -109,6 +113,9 @@ def test_flags_do_not_outlive_the_verb(launch, config):
     [
         (("mkae",), "no verb 'mkae'; did you mean make?"),
         (("zzz",), "no verb 'zzz'; there are: make"),
+        (("--layout=legacy", "make"), "--layout=legacy: options follow the verb: python launch.py"),
+        (("--layout", "legacy", "make"), "--layout: options follow the verb"),
+        (("help", "--seed=1", "make"), "--seed=1: options follow the verb"),
         (("make", "--layot=legacy"), "no option --layot; did you mean --layout?"),
         (("make", "--layout=new"), "--layout=new: value should be one of <native|legacy>"),
         (("make", "stray"), "unexpected argument 'stray'"),
@@ -165,6 +172,20 @@ def test_exit_status(launch):
         launch("make")
 
 
+def test_warnings_are_one_line(launch):
+    launch.behaviour = lambda: warnings.warn("mind the gap", stacklevel=1)
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = (
+            lambda *args, **kwargs: print(  # pytest has its own
+                warnings.formatwarning(*args[:4]), file=sys.stderr, end=""
+            )
+        )
+        assert launch("make") == (0, "", "warning: mind the gap\n")
+    assert warnings.formatwarning is before
+
+
 def test_json_is_written_or_the_reason_is_told(launch, tmp_path):
     launch.behaviour = lambda: options.write_json({"speed": 3})
     target = tmp_path / "new" / "record.json"
@@ -207,3 +228,15 @@ def test_launch_returns_the_status_to_the_shell():
     )
     assert done.returncode == 2
     assert "did you mean train?" in done.stderr
+
+
+def test_sigterm_ends_a_verb_as_an_exception_does(monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(cli, "main", lambda argv: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "launch.py"))["main"]()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM

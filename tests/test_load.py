@@ -113,7 +113,9 @@ def test_the_settings_of_a_tokenizer_say_whether_text_opens_with_bos(folder, tmp
     train_bpe(["some text " * 20], 290).save(copy)
     assert not load(copy).opens_with_bos
     (copy / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
-    assert load(copy).opens_with_bos
+    loaded = load(copy)
+    assert loaded.opens_with_bos
+    assert loaded.require_tokenizer().eos_id == MODEL.eos_id  # the settings name none
     (copy / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="tokenizer_config.json: not a tokenizer's settings"):
         load(copy)

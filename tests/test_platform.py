@@ -8,7 +8,12 @@ import pytest
 
 from zaya_jax import platform
 
-NOTHING = {"exists": lambda path: False, "installed": lambda name: None}
+
+def no(name):
+    return None
+
+
+NOTHING = {"exists": lambda path: False, "installed": no}
 AMD = {
     "exists": lambda path: path == "/dev/kfd",
     "installed": lambda name: "0.10.2" if name in platform.ROCM_PLUGINS else None,
@@ -63,3 +68,27 @@ def test_installed_xla_knows_every_flag_of_the_preset():
     code = "import jax; jax.devices()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_gpu_that_jax_does_not_use_is_a_problem():
+    def told(environment, backend="cpu", machine=AMD):
+        return platform.silent_gpu(environment, backend, **machine)
+
+    assert "/dev/kfd is there and jax-rocm7-plugin is installed" in told({})
+    assert "no jax-rocm7-plugin is installed" in told({}, machine={**AMD, "installed": no})
+    nvidia = {"exists": lambda path: path == "/dev/nvidia0", "installed": no}
+    assert "requirements-cuda.txt" in told({}, machine=nvidia)
+    assert told({"JAX_PLATFORMS": "cpu"}) is None
+    assert told({}, "gpu") is None
+    assert told({}, machine=NOTHING) is None
+
+
+def test_compiled_programs_are_kept_unless_the_user_chose_a_folder(tmp_path):
+    folder = tmp_path / "a" / "jax"
+    changes = platform.cache_preset({}, folder)
+    assert changes["JAX_COMPILATION_CACHE_DIR"] == str(folder) and folder.is_dir()
+    assert platform.cache_preset({"JAX_COMPILATION_CACHE_DIR": ""}, folder) == {}
+    (tmp_path / "file").write_text("")
+    assert platform.cache_preset({}, tmp_path / "file" / "jax") == {}
+    own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "5"}
+    assert not own.keys() & platform.cache_preset(own, folder).keys()

@@ -9,8 +9,10 @@ A verb is a module with two functions, imported only when the verb is asked for:
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -22,6 +24,7 @@ from zaya_jax.errors import UserError, hint
 FLAGS = flags.FLAGS
 
 OK, WRONG_USE, INTERRUPTED = 0, 2, 130
+HELP = ("help", "--help", "-h", "-help", "--helpfull")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def main(argv: Sequence[str], verbs: Mapping[str, Verb] = VERBS) -> int:
     0 if the verb did what it says, 1 if a check it makes does not hold, 2 for a mistake in what
     was asked (one line, no traceback), 130 after Ctrl-C. Other exceptions pass through.
     """
+    format_of_python, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         return _run(list(argv), verbs)
     except UserError as error:
@@ -108,24 +112,32 @@ def main(argv: Sequence[str], verbs: Mapping[str, Verb] = VERBS) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        warnings.formatwarning = format_of_python
+
+
+def _one_line(message, category, filename, lineno, line=None) -> str:
+    """A warning as the person at the terminal reads it: where in the code it arose is no help."""
+    del category, filename, lineno, line
+    return f"warning: {message}\n"
 
 
 def _run(argv: list[str], verbs: Mapping[str, Verb]) -> int:
-    wants_help = any(arg in ("--help", "-h", "-help", "--helpfull", "help") for arg in argv[:2])
-    names = [arg for arg in argv[:2] if not arg.startswith("-") and arg != "help"]
-    if not argv or (wants_help and not names):
+    asked = list(itertools.takewhile(lambda arg: arg in HELP, argv))
+    if len(asked) == len(argv):
         print(_overview(verbs))
         return OK
-    name = names[0] if names else argv[0]
+    name, *arguments = argv[len(asked) :]
+    if name.startswith("-"):
+        raise UserError(f"{name}: options follow the verb: python launch.py VERB {name}")
     if name not in verbs:
         raise UserError(f"no verb {name!r}{hint(name, verbs)}")
-    wants_help = wants_help or "--help" in argv or "-h" in argv
+    wants_help = bool(asked or {*arguments[:1]} & {*HELP} or {"--help", "-h"} & {*arguments})
     module = importlib.import_module(verbs[name].module)
     before = set(FLAGS)
     original_argv = sys.argv
-    arguments = _normalize(argv[argv.index(name) + 1 :])
     # ml_collections looks for the overrides of a config in sys.argv, already while declaring.
-    sys.argv = [f"launch.py {name}", *arguments]
+    sys.argv = [f"launch.py {name}", *_normalize(arguments)]
     try:
         if wants_help:
             sys.argv = sys.argv[:1]

@@ -51,24 +51,22 @@ def main(argv: list[str]) -> int:
     problems = mismatches(found)
     for name, version in found.items():
         print(f"{name:<20} {version or '-'}")
-    for problem in problems:
-        print(f"PROBLEM: {problem}")
-
-    import jax
-
     preset = platform.rocm_preset({}) if platform.is_rocm(os.environ) else {}
-    device = {
-        "backend": jax.default_backend(),
-        "devices": [str(device) for device in jax.devices()],
-        "kind": jax.devices()[0].device_kind,
-        "processes": jax.process_count(),
-    }
-    print(f"{'backend':<20} {device['backend']}: {', '.join(device['devices'])} ({device['kind']})")
+    device = attached()
+    if isinstance(device, str):
+        problems.append(device)
+    else:
+        names = f"{', '.join(device['devices'])} ({device['kind']})"
+        print(f"{'backend':<20} {device['backend']}: {names}")
+        silent = platform.silent_gpu(os.environ, device["backend"])
+        problems += [silent] if silent else []
     print(f"{'preset':<20} {'rocm' if preset else 'none needed on this platform'}")
     for name in preset:
         print(f"  {name}={os.environ.get(name)}")
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
 
-    checks = list(check_ops())
+    checks = [] if isinstance(device, str) else list(check_ops())
     print(f"\n{'op':<18} {'implementation':<15} {'dtype':<9} {'error':>8} {'allowed':>8}")
     for check in checks:
         print(_row(check))
@@ -81,12 +79,29 @@ def main(argv: list[str]) -> int:
             "ok": ok,
             "versions": found,
             "problems": problems,
-            "device": device,
+            "device": None if isinstance(device, str) else device,
             "preset": {name: os.environ.get(name) for name in preset},
             "checks": [dataclasses.asdict(check) for check in checks],
         }
     )
     return 0 if ok else 1
+
+
+def attached() -> dict[str, Any] | str:
+    """The devices that jax runs on, or what it says instead of running."""
+    try:
+        import jax
+
+        return {
+            "backend": jax.default_backend(),
+            "devices": [str(device) for device in jax.devices()],
+            "kind": jax.devices()[0].device_kind,
+            "processes": jax.process_count(),
+        }
+    except Exception as failure:  # to tell why is what this verb is for
+        asked = os.environ.get("JAX_PLATFORMS")
+        chosen = f" with JAX_PLATFORMS={asked}" if asked else ""
+        return f"jax finds no device{chosen}: {_told(failure)}"
 
 
 def versions() -> dict[str, str | None]:

@@ -118,7 +118,8 @@ def load(
         model, params, biases, tokenizer_dir = _open_run(source, path)
     else:
         model, params, biases, tokenizer_dir = _open_folder(source.path, param_dtype)
-    tokenizer = _open_tokenizer(tokenizer_dir)
+    eos_id = model.eos_id if source.kind == "folder" else None  # a run goes by its tokenizer
+    tokenizer = _open_tokenizer(tokenizer_dir, eos_id)
     if source.kind == "run" and tokenizer is not None:
         model = _with_ids_of(tokenizer, model)
 
@@ -184,15 +185,15 @@ def _open_run(source: Source, path: Path):
 
 def _open_folder(path: Path, param_dtype: str | None):
     folder = importlib.import_module("zaya_jax.hf").open_folder(path)
-    params, biases = folder.load(param_dtype)
+    params, biases = folder.load(param_dtype, progress="load")
     return folder.model, params, biases, folder.tokenizer_dir
 
 
-def _open_tokenizer(folder: Path | None) -> Tokenizer | None:
+def _open_tokenizer(folder: Path | None, eos_id: int | None) -> Tokenizer | None:
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     try:
-        return Tokenizer.load(folder)
+        return Tokenizer.load(folder, eos_id=eos_id)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""What the environment should hold before jax is imported: the ROCm preset, and how it is chosen.
+"""What the environment should hold before jax is imported: the ROCm preset, and a cache.
 
 Pure functions of an environment and of what is installed, none of which imports jax. The values
 follow what AMD's documentation and training scripts set for JAX on Instinct GPUs; BUILD.md gives
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 
 # XLA aborts on a flag it does not know: each of these was parsed by jaxlib 0.10.2.
 ROCM_XLA_FLAGS: Mapping[str, str] = {
@@ -79,7 +80,58 @@ def rocm_preset(environment: Mapping[str, str]) -> dict[str, str]:
     return changes
 
 
+def cache_preset(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The variables by which jax keeps compiled programs in `folder`, given those that are set.
+
+    None where the user chose a folder, or this one cannot be written.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in environment:
+        return {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    if not os.access(folder, os.W_OK):
+        return {}
+    changes = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        # jax keeps what took a second; `generate` has many smaller ones.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    return {name: value for name, value in changes.items() if name not in environment}
+
+
 def preset(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The changes for this machine: `rocm_preset` on an AMD GPU, nothing elsewhere."""
     environment = os.environ if environment is None else environment
     return rocm_preset(environment) if is_rocm(environment) else {}
+
+
+def silent_gpu(
+    environment: Mapping[str, str],
+    backend: str,
+    installed: Callable[[str], str | None] = version_of,
+    exists: Callable[[str], bool] = os.path.exists,
+) -> str | None:
+    """What is wrong if jax runs on the CPU although a GPU is there and nobody asked for the CPU.
+
+    Args:
+      environment: that jax was imported in.
+      backend: which jax chose.
+    """
+    if backend != "cpu" or environment.get("JAX_PLATFORMS"):
+        return None
+    for vendor, plugins, device in (
+        ("rocm", ROCM_PLUGINS, "/dev/kfd"),
+        ("cuda", CUDA_PLUGINS, "/dev/nvidia0"),
+    ):
+        plugin = next((name for name in plugins if installed(name)), None)
+        if not exists(device) and plugin is None:
+            continue
+        there = f"{device} is there" if exists(device) else f"there is no {device}"
+        have = f"{plugin} is installed" if plugin else f"no {plugins[0]} is installed"
+        return (
+            f"jax runs on the CPU, but {there} and {have}; see BUILD.md, requirements-{vendor}.txt"
+            ", or set JAX_PLATFORMS=cpu if the CPU is meant"
+        )
+    return None

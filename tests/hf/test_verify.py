@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from zaya_jax import cli
+from zaya_jax import cli, load
+from zaya_jax.config import Experiment, Train, to_dict
 from zaya_jax.errors import UserError
-from zaya_jax.hf import open_folder, verify, write_folder
+from zaya_jax.hf import cli_export, open_folder, verify, write_folder
 from zaya_jax.hf.oracle import Oracle
 from zaya_jax.hf.verify import Result, table
 from zaya_jax.model.functional import parameter_count
@@ -68,6 +69,29 @@ def test_mistakes_on_the_command_line(native, legacy, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_the_model_card_speaks_of_the_checkpoint_that_was_loaded(tmp_path):
+    experiment = Experiment(name="mine", train=Train(sequence_length=32, batch_size=4))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(experiment)))
+    records = [
+        {"step": 0, "heldout_bits_per_byte": 8.0},
+        {"step": 2, "heldout_bits_per_byte": 3.0},
+        {"step": 4, "loss": 1.0},
+        {"step": 6, "heldout_bits_per_byte": 2.0},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    for name in ("2", "10", "damaged-12"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert cli_export.step_of(load.locate(tmp_path)) == 10
+    assert cli_export.step_of(load.locate(tmp_path / "checkpoints" / "2")) == 2
+    facts = cli_export.training_facts(tmp_path, 2)
+    assert facts["training"] == "2 steps of 4 rows of 32 tokens"
+    assert facts["held-out bits per byte"] == "3.000"
+    facts = cli_export.training_facts(tmp_path, 4)
+    assert facts["held-out bits per byte after 2 steps"] == "3.000"
+    assert "held-out bits per byte" not in facts
+
+
 def result(**fields) -> Result:
     good = Result("p", 3, 1e-6, 1e-7, 1e-7, 1e-5, 8, 8, False)
     return dataclasses.replace(good, **fields)
@@ -87,6 +111,8 @@ def test_prompts_are_checked(small):
     for ids, word in (([], "empty"), ([1] * 128, "128"), ([1, 96], "not below 96")):
         with pytest.raises(UserError, match=word):
             verify.check_prompts(model, {"p": ids}, 1)
+    with pytest.raises(UserError, match="no prompt .* context holds 128; compare fewer by --tok"):
+        verify.check_prompts(model, {}, 128)
 
 
 def test_without_transformers_it_says_what_to_install(native, monkeypatch):

@@ -13,12 +13,15 @@ from absl import flags
 
 from zaya_jax import load, options
 from zaya_jax.config import from_dict
+from zaya_jax.errors import UserError
 from zaya_jax.hf.exporter import convert_folder, write_folder
 from zaya_jax.hf.folder import open_folder
 from zaya_jax.hf.names import LEGACY, NATIVE
 from zaya_jax.train import metrics
 
 FLAGS = flags.FLAGS
+
+SCORE = "heldout_bits_per_byte"  # in a run's metrics
 
 
 def define_flags() -> None:
@@ -51,7 +54,8 @@ def main(argv: list[str]) -> None:
     if source.kind == "folder":
         convert_folder(open_folder(source.path), out, layout=FLAGS.layout, **choices)
     else:
-        loaded = load.load(path)
+        step = step_of(source)
+        loaded = load.load(source.path / load.CHECKPOINTS / str(step))
         write_folder(
             loaded.model,
             loaded.params,
@@ -59,7 +63,7 @@ def main(argv: list[str]) -> None:
             out,
             layout=FLAGS.layout or NATIVE,
             tokenizer_dir=source.path / load.TOKENIZER,
-            facts=training_facts(source.path),
+            facts=training_facts(source.path, step),
             **choices,
         )
     written = open_folder(out)
@@ -81,18 +85,42 @@ def main(argv: list[str]) -> None:
     options.write_json(record)
 
 
-def training_facts(run: Path) -> dict[str, object]:
-    """What a run directory says of its training, for the model card."""
+def step_of(source: load.Source) -> int:
+    """The checkpoint that was named, or the newest of the run.
+
+    Where weights are only read, a damaged checkpoint gives way to the one before it; what is handed
+    on under the run's name must be the one that its model card speaks of.
+
+    Raises:
+      UserError: the run has none.
+    """
+    if source.step is not None:
+        return source.step
+    names = [path.name for path in (source.path / load.CHECKPOINTS).iterdir()]
+    steps = [int(name) for name in names if name.isdigit()]
+    if not steps:
+        raise UserError(f"--model={source.path}: no checkpoints yet")
+    return max(steps)
+
+
+def training_facts(run: Path, step: int) -> dict[str, object]:
+    """What a run directory says of its training until `step`, for the model card."""
     experiment = from_dict(json.loads((run / load.CONFIG).read_text()))
     train = experiment.train
-    facts: dict[str, object] = {"run": experiment.name, "text": experiment.data.source}
-    records = metrics.read(run)
-    if records:
-        steps = records[-1]["step"]
-        facts["training"] = (
-            f"{steps:,} steps of {train.batch_size} rows of {train.sequence_length} tokens"
-        )
-    scores = [r for r in records if r.get("heldout_bits_per_byte") is not None]
+    facts: dict[str, object] = {
+        "run": experiment.name,
+        "text": experiment.data.source,
+        "training": (
+            f"{step:,} steps of {train.batch_size} rows of {train.sequence_length} tokens"
+        ),
+    }
+    scores = [
+        record
+        for record in metrics.read(run)
+        if record["step"] <= step and record.get(SCORE) is not None
+    ]
     if scores:
-        facts["held-out bits per byte"] = f"{scores[-1]['heldout_bits_per_byte']:.3f}"
+        last = scores[-1]
+        when = "" if last["step"] == step else f" after {last['step']:,} steps"
+        facts[f"held-out bits per byte{when}"] = f"{last[SCORE]:.3f}"
     return facts

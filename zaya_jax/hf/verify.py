@@ -157,7 +157,13 @@ def verify(
 
 
 def check_prompts(model: Model, prompts: dict[str, list[int]], new_tokens: int) -> None:
-    """Raises UserError if a prompt is empty, too long, or has ids outside the vocabulary."""
+    """Raises UserError if there is no prompt, or one is empty, too long, or has ids outside the
+    vocabulary."""
+    if not prompts:
+        raise UserError(
+            f"no prompt is short enough for {new_tokens} new tokens: the context holds "
+            f"{model.context_length}; compare fewer by --tokens"
+        )
     for label, ids in prompts.items():
         outside = [i for i in ids if not 0 <= i < model.vocab_size]
         if outside:
