@@ -1,6 +1,10 @@
+import json
+from pathlib import Path
+from runpy import run_path
+
 import pytest
 
-from zaya_jax import demo
+from zaya_jax import cli, demo
 from zaya_jax.config import freeze
 
 
@@ -24,13 +28,57 @@ def test_the_cut_end_of_a_sample_is_left_out(text, kept):
     assert demo.whole_statements(text) == kept
 
 
-def test_the_demos_experiment_can_be_run(monkeypatch):
-    from pathlib import Path
-    from runpy import run_path
-
+def test_the_demos_experiment_can_be_run():
     file = Path(demo.__file__).parents[1] / "experiments" / "zaya1_tiny.py"
     experiment = freeze(run_path(str(file))["get_config"]())
     assert experiment.name == "zaya1_tiny"
     assert experiment.model.eos_id == 1  # of a tokenizer trained here
     longest = demo.SAMPLE_TOKENS + max(map(len, demo.PROMPTS))
     assert experiment.model.context_length >= longest
+
+
+@pytest.mark.slow
+def test_the_whole_demo_and_again(tmp_path, monkeypatch, capsys):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(12):
+        lines = [f"def f{j}(x, y={i}):\n    return x * {j} + y\n" for j in range(40)]
+        (corpus / f"m{i:02}.py").write_text("\n\n".join(lines))
+    monkeypatch.setattr(demo, "SAMPLES", 3)
+    monkeypatch.setattr(demo, "SAMPLE_TOKENS", 8)
+    small = {
+        "model.vocab_size": 300, "model.hidden_size": 32, "model.expert_width": 32,
+        "model.context_length": 64, "model.router.experts": 4, "model.router.width": 16,
+        "data.source": corpus, "data.heldout_fraction": 0.2, "data.cache_dir": tmp_path / "cache",
+        "train.steps": 4, "train.batch_size": 2, "train.sequence_length": 32,
+        "optim.warmup_steps": 1,
+    }  # fmt: skip
+    record = tmp_path / "demo.json"
+    run = tmp_path / "demo" / "run"
+    command = [
+        "demo",
+        f"--workdir={run}",
+        f"--json={record}",
+        *(f"--config.{name}={value}" for name, value in small.items()),
+    ]
+    assert cli.main(command) == 0
+    first = json.loads(record.read_text())
+    assert first["steps"] == 4 and first["samples"] == 3
+    assert {"ZAYA, before training", "ZAYA, trained"} < set(first["bits_per_byte"])
+    assert Path(first["export"]) == tmp_path / "demo" / "hf"
+    assert (tmp_path / "demo" / "hf" / "model.safetensors").is_file()
+    assert "valid Python" in Path(first["report"]).read_text()
+    told = capsys.readouterr().out
+    assert "Samples that are valid Python" in told and "generate --model=" in told
+
+    # Again: nothing is trained, what it took is remembered, the demo's own export is replaced.
+    assert cli.main(command) == 0
+    again = json.loads(record.read_text())
+    assert again["bits_per_byte"] == first["bits_per_byte"]
+    assert again["training_seconds"] == pytest.approx(first["training_seconds"], abs=3)
+    assert again["training_seconds"] > 0.9 * first["training_seconds"] - 1
+
+    # A folder that was named is not.
+    capsys.readouterr()
+    assert cli.main([*command, f"--out={tmp_path / 'demo' / 'hf'}"]) == 2
+    assert "nothing in it is overwritten" in capsys.readouterr().err

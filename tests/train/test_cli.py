@@ -26,9 +26,9 @@ def test_train_needs_a_workdir(config_file, capsys):
 def test_train_trains_and_says_what_next(config_file, tmp_path, capsys):
     run, record = tmp_path / "run", tmp_path / "out.json"
     arguments = [f"--config={config_file}", f"--workdir={run}", f"--json={record}"]
-    assert cli.main(["train", *arguments, "--config.train.steps=3"]) == 0
+    assert cli.main(["train", *arguments, "--config.train.log_every=2"]) == 0
     assert f"generate --model={run}" in capsys.readouterr().out
-    assert json.loads(record.read_text())["step"] == 3
+    assert json.loads(record.read_text())["step"] == 6
     start = json.loads((run / "environment.json").read_text())[0]
     assert start["command"].startswith("python launch.py train --config=")
 

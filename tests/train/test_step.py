@@ -5,17 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zaya_jax.config import Balance
 from zaya_jax.model import forms, functional
 from zaya_jax.model.block import RouterStats
 from zaya_jax.train import state as train_state
-from zaya_jax.train.step import make_eval_step, make_train_step, router_metrics, summed_nats
+from zaya_jax.train.step import make_eval_step, make_train_step, router_metrics
+from zaya_jax.train.step import summed_nats as eager_summed_nats
+
+summed_nats = jax.jit(eager_summed_nats, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
 def start(experiment):
     """A first state; copy it before a step, which takes its buffers."""
-    return train_state.init(experiment)
+    return jax.device_put(train_state.init(experiment), jax.devices()[0])
 
 
 def copy(tree):
@@ -52,11 +54,12 @@ def test_loss_falls_and_metrics_are_in_range(experiment, start, batch):
 
 
 def test_weights_that_a_step_breaks_are_seen_in_that_step(experiment, start, batch):
-    hot = dataclasses.replace(experiment.optim, learning_rate=1e38, warmup_steps=0)
-    _, seen = make_train_step(dataclasses.replace(experiment, optim=hot))(copy(start), batch)
+    step = make_train_step(experiment)
+    assert step(copy(start), batch)[1].finite
+    spoilt = jax.tree.map(lambda x: x * jnp.inf if x.ndim else jnp.copy(x), start.optimizer)
+    _, seen = step(copy(start).replace(optimizer=spoilt), batch)
     assert np.isfinite(seen.loss) and np.isfinite(seen.grad_norm)
     assert not seen.finite
-    assert make_train_step(experiment)(copy(start), batch)[1].finite
 
 
 @pytest.mark.parametrize(
@@ -77,14 +80,6 @@ def test_the_step_moves_experts_biases_against_their_load_and_no_others(experime
         assert moved[-1] == -1
         overload = np.asarray(metrics.load[layer]) - 1 / 4
         np.testing.assert_array_equal(np.sign(moved[:-1]), -np.sign(overload))
-
-
-def test_without_a_balancer_biases_stay(experiment, start, batch):
-    still = dataclasses.replace(experiment, balance=Balance(kind="none"))
-    first = train_state.from_weights(still, copy(start.params), copy(start.biases))
-    state, _ = make_train_step(still)(first, batch)
-    for path, value in start.biases.items():
-        np.testing.assert_array_equal(state.biases[path], value)
 
 
 def test_padding_counts_nowhere(experiment, start, batch):
@@ -113,6 +108,7 @@ def test_a_batch_of_padding_alone_changes_no_gradient(experiment, start, batch):
         np.testing.assert_array_equal(state.biases[path], value)
 
 
+@pytest.mark.slow  # two programs to compile
 def test_scanned_layers_train_as_unrolled_ones(experiment, start, batch):
     scanned, params, biases = forms.convert(
         experiment.model, copy(start.params), copy(start.biases), "scan"

@@ -84,6 +84,8 @@ def _train(experiment: Experiment, folder: Path, progress: Progress) -> Result:
                 state = setup.first_state(experiment, progress.say)
             else:
                 progress.say(f"resuming {folder} at step {int(state.step):,}")
+            # Placed, as a restored state is: a resumed run finds its program in jax's cache.
+            state = jax.device_put(state, jax.devices()[0])
             writer = Writer(folder, int(state.step))
             try:
                 run = _Run(experiment, folder, prepared, checkpoints, writer, progress, stop)

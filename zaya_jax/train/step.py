@@ -63,10 +63,10 @@ def summed_nats(
     """
     decoder = functional.merge(model, params, biases)
     out = decoder(batch.tokens, batch.segment_ids, batch.positions)
-    hidden = out.hidden.reshape(-1, out.hidden.shape[-1])
+    hidden, embedding = decoder.head(out.hidden)
     logprob = cross_entropy(
-        hidden,
-        decoder.embedding[...].astype(hidden.dtype),
+        hidden.reshape(-1, hidden.shape[-1]),
+        embedding,
         batch.targets.reshape(-1),
         implementation=model.ops.cross_entropy,
     )
