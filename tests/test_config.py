@@ -62,7 +62,7 @@ def test_optional_field_can_be_set_by_an_override():
         ),
         (dict(model__ops__attention="xlaa"), r"model.ops.attention = 'xlaa'; did you mean xla"),
         (dict(model__attention__window=7), r"window = 7: no layer of .* is sliding"),
-        (dict(model__attention__pattern=("full", 3)), r"pattern = 3: expected one of full, sliding"),
+        (dict(model__attention__pattern=("full", 3)), r"pattern = 3: expected one of full, slid"),
         (dict(model__router__skip_bias=float("nan")), r"skip_bias = nan: expected a finite"),
         (dict(model__norm_eps=float("inf")), r"norm_eps = inf: expected a positive number"),
         (dict(optim__weight_decay=-1.0), r"weight_decay = -1.0: expected 0 or more"),

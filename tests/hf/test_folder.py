@@ -46,7 +46,7 @@ def same_values(a, b):
         assert np.array_equal(np.asarray(value), np.asarray(b[path])), path
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_round_trips(data, small, spread, tmp_path_factory):
     tmp = tmp_path_factory.mktemp("trip")

@@ -6,6 +6,7 @@ express is refused, field by field.
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from zaya_jax.errors import UserError
 from zaya_jax.hf.exporter import convert_folder, write_folder
 from zaya_jax.hf.folder import open_folder
 from zaya_jax.hf.names import LEGACY, NATIVE
-from zaya_jax.train import metrics
 
 FLAGS = flags.FLAGS
 
@@ -114,6 +114,8 @@ def training_facts(run: Path, step: int) -> dict[str, object]:
             f"{step:,} steps of {train.batch_size} rows of {train.sequence_length} tokens"
         ),
     }
+    # Named, not imported: the room `train` reads folders, so it imports this one.
+    metrics = importlib.import_module("zaya_jax.train.metrics")
     scores = [
         record
         for record in metrics.read(run)
