@@ -231,6 +231,8 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(whole, experiment, tmp_pa
 
 def test_signals_are_answered_once_and_ignored_ones_stay_ignored(capfd):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A shell starts its background jobs, a test run among them, with SIGINT ignored.
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with interrupt.requests() as stop:
             signal.raise_signal(signal.SIGHUP)
@@ -241,6 +243,7 @@ def test_signals_are_answered_once_and_ignored_ones_stay_ignored(capfd):
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def test_a_closed_terminal_stops_no_run():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from pallas_kernels.attention import attention
@@ -18,6 +19,9 @@ from zaya_jax.model.cache import LayerCache
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import Declare, normal, ones, zeros
 from zaya_jax.model.rope import rope_table
+
+FEW_TOKENS = 256
+"""Tokens of a call up to which projections of the same input stay apart; see `project`."""
 
 
 class Tokens(NamedTuple):
@@ -93,6 +97,19 @@ class _Attention(nnx.Module):
         return out @ self.output[...].astype(out.dtype), cache
 
 
+def project(x: jax.Array, *weights: nnx.Variable) -> list[jax.Array]:
+    """x [B, S, D] through each [D, n] of `weights`.
+
+    With many tokens this is one wide matmul, whose backward pass needs no sum over the weights;
+    with few, the copy that joins the weights would cost more than the matmuls.
+    """
+    matrices = [w[...].astype(x.dtype) for w in weights]
+    if x.shape[0] * x.shape[1] <= FEW_TOKENS:
+        return [x @ w for w in matrices]
+    ends = np.cumsum([w.shape[1] for w in matrices])[:-1]
+    return jnp.split(x @ jnp.concatenate(matrices, axis=1), ends, axis=-1)
+
+
 class CCA(_Attention):
     """Compressed convolutional attention (arXiv 2510.04476): attention inside a compressed latent.
 
@@ -152,9 +169,7 @@ class CCA(_Attention):
         self, x: jax.Array, tokens: Tokens, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Args: x [B, S, D] normed; returns [B, S, D] and the updated cache."""
-        q, k, v_current, v_delayed = (
-            x @ w[...].astype(x.dtype) for w in (self.q, self.k, self.v_current, self.v_delayed)
-        )
+        q, k, v_current, v_delayed = project(x, self.q, self.k, self.v_current, self.v_delayed)
         weights = Weights(
             self.conv_depthwise[...],
             self.conv_depthwise_bias[...],
@@ -201,7 +216,7 @@ class GQA(_Attention):
         self, x: jax.Array, tokens: Tokens, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Args: x [B, S, D] normed; returns [B, S, D] and the updated cache."""
-        q, k, v = (x @ w[...].astype(x.dtype) for w in (self.q, self.k, self.v))
+        q, k, v = project(x, self.q, self.k, self.v)
         cos, sin = self._rope(tokens.positions)
         C, dtype = self.model.attention.head_dim, self.numerics.dtype("qk_mean_norm")
 
