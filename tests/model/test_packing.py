@@ -82,7 +82,7 @@ def test_packed_equals_separate(dtype, bound):
                 probe1[i, : b - a] = probe[0, a:b]
             g = gradient(params, ids, segments, probe)
             g1 = gradient(params, ids1, segments1, probe1)
-            # float64 holds every tensor to its own maximum. In float32 the gradient of a tensor that
+            # float64 holds every tensor to its own maximum. In float32 the gradient of one that
             # sums cancelling terms (two key temperatures, say) is known only to the rounding of
             # its terms: the bound is on the maximum over all gradients.
             largest = max(np.abs(value).max() for value in g1.values())
