@@ -50,7 +50,7 @@ def experts(
 def tiling(assignments: int, num_experts: int) -> tuple[int, int]:
     """`(capacity, block)` for N assignments: rows an expert has in the batch, rows of one turn."""
     if assignments <= 64:  # decode: about a turn for each chosen expert, and little padding
-        return 0, min(4, assignments)
+        return 0, min(4 if assignments <= 16 else 8, assignments)
     mean = assignments / num_experts
     # A balanced router gives each expert mean +- sqrt(mean) rows. A turn pays for moving its
     # expert's weights, and in the backward pass their gradient: long ones pay once for more rows.
