@@ -29,7 +29,8 @@ def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, soft
         hidden = jax.nn.gelu(_affine(hidden, w.fc1, w.fc1_bias), approximate=False)
         hidden = jax.nn.gelu(_affine(hidden, w.fc2, w.fc2_bias), approximate=False)
     logits = jnp.matmul(hidden, w.out, preferred_element_type=softmax_dtype)
-    probabilities = jax.nn.softmax(logits.astype(softmax_dtype), axis=-1)
+    logits = logits.astype(softmax_dtype)
+    probabilities = jax.nn.softmax(logits, axis=-1)
 
     # The bias moves the choice, never the weight, and no gradient flows through the choice.
     wide = jnp.promote_types(softmax_dtype, jnp.float32)
@@ -44,4 +45,5 @@ def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, soft
     if live is not None:
         index = jnp.where(live[:, None], index, classes)
     counts = jnp.sum(index.reshape(-1, 1) == jnp.arange(classes), axis=0, dtype=jnp.int32)
-    return Routing(index, weight, next_state, probabilities, counts)
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    return Routing(index, weight, next_state, probabilities, counts, log_normalizer)

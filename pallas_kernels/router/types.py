@@ -36,6 +36,7 @@ class Routing(NamedTuple):
     state: [T, R] averaged state for the next layer, before its norm; None without one.
     probabilities: [T, classes] in the softmax dtype.
     counts: [classes] int32, live tokens (times k) that chose each class.
+    log_normalizer: [T] log-sum-exp of the logits, for the z-loss.
     """
 
     index: jax.Array
@@ -43,3 +44,4 @@ class Routing(NamedTuple):
     state: jax.Array | None
     probabilities: jax.Array
     counts: jax.Array
+    log_normalizer: jax.Array

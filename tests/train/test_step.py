@@ -68,7 +68,7 @@ def test_weights_that_a_step_breaks_are_seen_in_that_step(experiment, start, bat
 def test_load_entropy_at_its_ends(experiment, counts, entropy):
     model = experiment.model
     router = dataclasses.replace(model.router, experts=len(counts[0]), skip="none")
-    stats = RouterStats(jnp.array(counts), jnp.zeros(1), None)
+    stats = RouterStats(jnp.array(counts), jnp.zeros(1), *[None] * 4)
     found = router_metrics(dataclasses.replace(model, router=router), stats)
     np.testing.assert_allclose(found["load_entropy"], [entropy])
 

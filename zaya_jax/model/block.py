@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.router import Routing
 from zaya_jax.config import Model
 from zaya_jax.model.attention import KINDS, Tokens
 from zaya_jax.model.cache import LayerCache
@@ -25,11 +26,17 @@ class RouterStats(NamedTuple):
     counts: [classes] int32 tokens (times k) that chose each class.
     entropy: entropy of the token's own routing distribution, in nats.
     index: [B, S, k] int32 the choices themselves.
+    probability: [classes] of the unbiased distribution; differentiable.
+    z: square of the log-normaliser of the router's logits; differentiable.
+    residual_norm: Euclidean norm of the residual stream after the layer.
     """
 
     counts: jax.Array
     entropy: jax.Array
     index: jax.Array
+    probability: jax.Array
+    z: jax.Array
+    residual_norm: jax.Array
 
 
 class Block(nnx.Module):
@@ -74,9 +81,25 @@ class Block(nnx.Module):
         y = self.experts(x, routing).reshape(shape)
         stream, _ = self.mlp_residual(y, stream)
 
-        p = jax.lax.stop_gradient(routing.probabilities).astype(jnp.float32)
-        token_entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(p), 0), axis=-1)
-        share = jnp.ones_like(token_entropy) if live is None else live.astype(jnp.float32)
-        entropy = jnp.sum(token_entropy * share) / jnp.maximum(jnp.sum(share), 1)
-        stats = RouterStats(routing.counts, entropy, routing.index.reshape(*shape[:2], -1))
+        stats = self._stats(routing, jax.lax.stop_gradient(stream), live)
         return stream, routing.state, stats, cache
+
+    def _stats(self, routing: Routing, stream: jax.Array, live: jax.Array | None) -> RouterStats:
+        p = routing.probabilities.astype(jnp.promote_types(stream.dtype, jnp.float32))
+        share = jnp.ones_like(p[:, 0]) if live is None else live.astype(p.dtype)
+        share = share / jnp.maximum(jnp.sum(share), 1)
+
+        def mean(values: jax.Array) -> jax.Array:
+            return jnp.tensordot(share, values, axes=1)
+
+        fixed = jax.lax.stop_gradient(p)
+        token_entropy = -jnp.sum(jnp.where(fixed > 0, fixed * jnp.log(fixed), 0), axis=-1)
+        norm = jnp.sqrt(jnp.sum(jnp.square(stream.astype(p.dtype)), axis=-1))
+        return RouterStats(
+            counts=routing.counts,
+            entropy=mean(token_entropy),
+            index=routing.index.reshape(*stream.shape[:2], -1),
+            probability=mean(p),
+            z=mean(jnp.square(routing.log_normalizer.astype(p.dtype))),
+            residual_norm=mean(norm.reshape(-1)),
+        )

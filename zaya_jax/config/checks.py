@@ -1,0 +1,242 @@
+"""Which experiments can be run: impossible and contradictory values, found before compilation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from typing import Any
+
+from pallas_kernels import dispatch
+from zaya_jax.config.schema import (
+    ATTENTION_KINDS,
+    BAD_RECORDS,
+    BAD_TEXT,
+    BALANCERS,
+    DTYPES,
+    FORMATS,
+    LAYER_FORMS,
+    LORA_TARGETS,
+    NUMERICS,
+    OPTIMIZERS,
+    PACKINGS,
+    REMAT,
+    ROUTER_KINDS,
+    SCHEDULES,
+    SKIP_RULES,
+    SPANS,
+    Balance,
+    Data,
+    Experiment,
+    Faults,
+    Model,
+    Ops,
+    Optim,
+    Train,
+)
+from zaya_jax.errors import hint
+
+
+def check(experiment: Experiment) -> typing.Iterator[str]:
+    """Yields one message for each mistake in a well-typed experiment."""
+    yield from check_model(experiment.model)
+    attention, train = experiment.model.attention, experiment.train
+    if attention.window is not None and "sliding" not in attention.pattern:
+        yield (
+            f"model.attention.window = {attention.window}: no layer of model.attention.pattern is "
+            "sliding"
+        )
+    if train.sequence_length > experiment.model.context_length:
+        yield (
+            f"train.sequence_length = {train.sequence_length}: longer than "
+            f"model.context_length = {experiment.model.context_length}"
+        )
+    if not 0 <= experiment.optim.warmup_steps < train.steps:
+        yield (
+            f"optim.warmup_steps = {experiment.optim.warmup_steps}: expected less than "
+            f"train.steps = {train.steps}"
+        )
+    if experiment.optim.warmup_steps + experiment.optim.decay_fraction * train.steps > train.steps:
+        if experiment.optim.schedule == "wsd":
+            yield (
+                f"optim.decay_fraction = {experiment.optim.decay_fraction}: with "
+                f"optim.warmup_steps = {experiment.optim.warmup_steps}, more than "
+                f"train.steps = {train.steps}"
+            )
+    yield from _check_data(experiment.data)
+    yield from _check_train(train)
+    yield from _check_optim(experiment.optim)
+    yield from _check_balance(experiment.balance)
+    yield from _check_faults(experiment.faults)
+    yield from _check_lora(experiment)
+
+
+def _check_data(data: Data) -> typing.Iterator[str]:
+    if data.heldout_max_bytes is not None and data.heldout_max_bytes < 1:
+        yield f"data.heldout_max_bytes = {data.heldout_max_bytes}: expected at least 1, or none"
+    yield from _among("data.format", data.format, FORMATS)
+    yield from _among("data.packing", data.packing, PACKINGS)
+    yield from _among("data.on_bad_text", data.on_bad_text, BAD_TEXT)
+    yield from _among("data.on_bad_record", data.on_bad_record, BAD_RECORDS)
+    if not 0 < data.heldout_fraction < 1:
+        yield f"data.heldout_fraction = {data.heldout_fraction}: expected a share between 0 and 1"
+    seen = set()
+    for entry in data.mixture:
+        pair = isinstance(entry, tuple) and len(entry) == 2
+        if not pair or not isinstance(entry[0], str) or not _is_number(entry[1]):
+            yield f"data.mixture has {entry!r}: expected pairs (source, weight)"
+        elif not 0 < entry[1] < math.inf:
+            yield f"data.mixture: {entry[0]!r} has weight {entry[1]}: expected more than 0"
+        elif entry[0] in seen:
+            yield f"data.mixture: {entry[0]!r} is there twice"
+        else:
+            seen.add(entry[0])
+
+
+def _check_train(train: Train) -> typing.Iterator[str]:
+    yield from _positive("train", train, "steps batch_size sequence_length log_every eval_every")
+    yield from _positive("train", train, "checkpoint_every keep_checkpoints microbatches")
+    if train.seed < 0:
+        yield f"train.seed = {train.seed}: expected 0 or more"
+    if train.microbatches > 0 and train.batch_size % train.microbatches:
+        yield (
+            f"train.microbatches = {train.microbatches}: does not divide "
+            f"train.batch_size = {train.batch_size}"
+        )
+    if train.peak_tflops is not None:
+        yield from _positive("train", train, "peak_tflops")
+
+
+def _check_optim(optim: Optim) -> typing.Iterator[str]:
+    yield from _positive("optim", optim, "learning_rate eps clip_norm")
+    yield from _positive("optim.muon", optim.muon, "iterations rms")
+    yield from _among("optim.kind", optim.kind, OPTIMIZERS)
+    yield from _among("optim.schedule", optim.schedule, SCHEDULES)
+    yield from _shares("optim", optim, "b1 b2")
+    yield from _shares("optim.muon", optim.muon, "momentum")
+    if not 0 <= optim.weight_decay < math.inf:
+        yield f"optim.weight_decay = {optim.weight_decay}: expected 0 or more"
+    for name in ("final_fraction", "decay_fraction"):
+        if not 0 <= getattr(optim, name) <= 1:
+            yield f"optim.{name} = {getattr(optim, name)}: expected a share from 0 to 1"
+    for field in dataclasses.fields(optim.factors):
+        value = getattr(optim.factors, field.name)
+        if not 0 <= value < math.inf:
+            yield f"optim.factors.{field.name} = {value}: expected 0 or more"
+
+
+def _check_balance(balance: Balance) -> typing.Iterator[str]:
+    yield from _among("balance.kind", balance.kind, BALANCERS)
+    yield from _positive("balance", balance, "eps integral_limit")
+    yield from _shares("balance", balance, "b1 b2 derivative_decay")
+    if balance.kind in ("adamw", "sign") and not balance.rate > 0:
+        yield f"balance.rate = {balance.rate}: expected a positive number"
+    for name in ("kp", "ki", "kd", "aux_loss", "z_loss"):
+        if not 0 <= getattr(balance, name) < math.inf:
+            yield f"balance.{name} = {getattr(balance, name)}: expected 0 or more"
+    if balance.kind == "pid" and balance.kp == balance.ki == balance.kd == 0:
+        yield "balance.kp, ki and kd are all 0: expected a gain, or balance.kind = none"
+
+
+def _check_faults(faults: Faults) -> typing.Iterator[str]:
+    yield from _positive("faults", faults, "window limit")
+    if faults.spike != 0 and not 1 < faults.spike < math.inf:
+        yield f"faults.spike = {faults.spike}: expected more than 1, or 0 to accept any finite step"
+    if faults.rollbacks < 0:
+        yield f"faults.rollbacks = {faults.rollbacks}: expected 0 or more"
+
+
+def _check_lora(experiment: Experiment) -> typing.Iterator[str]:
+    lora = experiment.lora
+    if lora.rank < 0:
+        yield f"lora.rank = {lora.rank}: expected a rank, or 0 to train all parameters"
+    if lora.rank <= 0:
+        return
+    yield from _positive("lora", lora, "alpha")
+    if not lora.targets:
+        yield "lora.targets is empty: expected names among " + ", ".join(LORA_TARGETS)
+    for target in lora.targets:
+        yield from _among("lora.targets", target, LORA_TARGETS)
+    if experiment.train.init_from is None:
+        yield f"lora.rank = {lora.rank}: adapters stand on trained weights; set train.init_from"
+
+
+def check_model(model: Model) -> typing.Iterator[str]:
+    """Yields one message for each mistake in a well-typed model section."""
+    a, r = model.attention, model.router
+    yield from _positive("model", model, "vocab_size hidden_size num_layers expert_width")
+    yield from _positive("model", model, "context_length norm_eps init_std")
+    yield from _positive("model.attention", a, "heads kv_heads head_dim")
+    yield from _positive("model.attention", a, "rope_theta window_rope_theta")
+    yield from _positive("model.router", r, "experts top_k width")
+    yield from _among("model.attention.kind", a.kind, ATTENTION_KINDS)
+    yield from _among("model.router.kind", r.kind, ROUTER_KINDS)
+    yield from _among("model.router.skip", r.skip, SKIP_RULES)
+    yield from _among("model.numerics", model.numerics, NUMERICS)
+    yield from _among("model.param_dtype", model.param_dtype, DTYPES)
+    yield from _among("model.activation_dtype", model.activation_dtype, DTYPES)
+    yield from _among("model.layers", model.layers, LAYER_FORMS)
+    yield from _among("model.remat", model.remat, REMAT)
+    if a.kv_heads > 0 and a.heads % a.kv_heads:
+        yield f"model.attention.heads = {a.heads}: not a multiple of kv_heads = {a.kv_heads}"
+    if (a.kv_heads * a.head_dim) % 2:
+        yield (
+            f"model.attention.head_dim = {a.head_dim} with kv_heads = {a.kv_heads}: the value is "
+            "half current, half delayed, so kv_heads * head_dim must be even"
+        )
+    rotary = a.head_dim * a.rope_fraction
+    if not 0 < a.rope_fraction <= 1 or rotary != int(rotary) or int(rotary) % 2:
+        yield (
+            f"model.attention.rope_fraction = {a.rope_fraction}: head_dim * rope_fraction must be "
+            f"an even whole number of channels (head_dim = {a.head_dim})"
+        )
+    if len(a.conv_kernels) != 2 or any(not isinstance(k, int) or k < 1 for k in a.conv_kernels):
+        yield f"model.attention.conv_kernels = {a.conv_kernels}: expected two widths of at least 1"
+    if not a.pattern:
+        yield "model.attention.pattern is empty: expected names among " + ", ".join(SPANS)
+    for span in a.pattern:
+        yield from _among("model.attention.pattern", span, SPANS)
+    if model.num_layers > 0 and a.pattern and model.num_layers % len(a.pattern):
+        yield (
+            f"model.num_layers = {model.num_layers}: not a multiple of the {len(a.pattern)} "
+            "entries of model.attention.pattern"
+        )
+    if "sliding" in a.pattern and (a.window is None or a.window < 1):
+        yield f"model.attention.window = {a.window}: sliding layers need a span of at least 1"
+    if not math.isfinite(r.skip_bias):
+        yield f"model.router.skip_bias = {r.skip_bias}: expected a finite number"
+    for field in dataclasses.fields(Ops):
+        accepted = ("auto", *dispatch.load(field.name).IMPLEMENTATIONS)
+        yield from _among(f"model.ops.{field.name}", getattr(model.ops, field.name), accepted)
+    if r.top_k > r.experts:
+        yield f"model.router.top_k = {r.top_k}: more than model.router.experts = {r.experts}"
+    if (model.param_dtype == "float64") != (model.activation_dtype == "float64"):
+        yield "model.param_dtype and model.activation_dtype: float64 must be chosen for both"
+    for name in ("pad_id", "bos_id", "eos_id"):
+        if not 0 <= getattr(model, name) < max(model.vocab_size, 1):
+            value = getattr(model, name)
+            yield f"model.{name} = {value}: outside the vocabulary of {model.vocab_size}"
+
+
+def _among(field: str, value: Any, accepted: tuple[str, ...]) -> typing.Iterator[str]:
+    if not isinstance(value, str):
+        yield f"{field} = {value!r}: expected one of {', '.join(accepted)}"
+    elif value not in accepted:
+        yield f"{field} = {value!r}{hint(value, accepted)}"
+
+
+def _positive(section: str, node: Any, names: str) -> typing.Iterator[str]:
+    for name in names.split():
+        if not 0 < getattr(node, name) < math.inf:
+            yield f"{section}.{name} = {getattr(node, name)}: expected a positive number"
+
+
+def _shares(section: str, node: Any, names: str) -> typing.Iterator[str]:
+    for name in names.split():
+        value = getattr(node, name)
+        if not 0 <= value < 1:
+            yield f"{section}.{name} = {value}: expected 0 <= {name} < 1"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
