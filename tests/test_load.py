@@ -95,9 +95,11 @@ def test_form_and_precision_are_choices(folder):
 def test_weights_of_a_run_are_cast_before_their_stacks_are_taken_apart(run, monkeypatch):
     given, convert = [], forms.convert
 
-    def look(model, params, biases, layers):
+    def look(model, params, biases, layers, consume):
         given.extend(params.values())
-        return convert(model, params, biases, layers)
+        converted = convert(model, params, biases, layers, consume=consume)
+        assert not params and not biases  # what was copied is released
+        return converted
 
     monkeypatch.setattr(forms, "convert", look)
     loaded = load(run, param_dtype="bfloat16")

@@ -126,7 +126,7 @@ def load(
     if param_dtype is not None:
         for name, value in params.items():  # each replaces its source: no second set is ever held
             params[name] = _cast(value, param_dtype)
-    model, params, biases = forms.convert(model, params, biases, layers)
+    model, params, biases = forms.convert(model, params, biases, layers, consume=True)
     model = dataclasses.replace(
         model,
         param_dtype=param_dtype or model.param_dtype,

@@ -40,17 +40,41 @@ def main(argv: Sequence[str]) -> int | None:
         raise UserError(
             f"bench needs the peer: {error}; install it with pip install -r requirements-dev.txt"
         ) from error
+    batches = _batches()
     model = config.freeze(FLAGS.config).model
+    if set(FLAGS.what) & {"prefill", "train", "decode"}:
+        _check_comparable(model)
     record: dict[str, Any] = {"machine": _machine(), "model": dataclasses.asdict(model)}
     record["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     print(f"machine: {record['machine']}")
     print(f"peer: transformers {transformers.__version__}, torch {torch.__version__}")
     if set(FLAGS.what) - {"drift"}:
-        record["speed"] = _speed(model)
+        record["speed"] = _speed(model, batches)
     if "drift" in FLAGS.what:
         record["drift"] = _drift(model)
     options.write_json(record)
     return 0
+
+
+def _batches() -> list[int]:
+    wrong = [text for text in FLAGS.batches if not text.strip().isdigit() or int(text) < 1]
+    if wrong or not FLAGS.batches:
+        raise UserError(f"--batches={','.join(FLAGS.batches)}: expected whole numbers above 0")
+    return [int(text) for text in FLAGS.batches]
+
+
+def _check_comparable(model: config.Model) -> None:
+    """The peer runs on the CPU in float32; beside anything else, its times would mean nothing."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        raise UserError(
+            f"bench compares on the CPU, and jax runs on {jax.default_backend()}: "
+            "set JAX_PLATFORMS=cpu"
+        )
+    for name in ("param_dtype", "activation_dtype"):
+        if getattr(model, name) != "float32":
+            raise UserError(f"model.{name} = {getattr(model, name)}: bench compares in float32")
 
 
 def _machine() -> dict[str, Any]:
@@ -65,7 +89,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _speed(model: config.Model) -> dict[str, Any]:
+def _speed(model: config.Model, batches: Sequence[int]) -> dict[str, Any]:
     from zaya_jax.bench.speed import Bench, Measurement
 
     bench = Bench(model, FLAGS.seed, FLAGS.pairs)
@@ -84,7 +108,7 @@ def _speed(model: config.Model) -> dict[str, Any]:
     if "train" in FLAGS.what:
         runs.append(bench.train)
     if "decode" in FLAGS.what:
-        runs += [functools.partial(bench.decode, int(n)) for n in FLAGS.batches]
+        runs += [functools.partial(bench.decode, n) for n in batches]
     for run in runs:
         m = run()
         spread = f"{m.spread[0]:.2f}-{m.spread[1]:.2f}"

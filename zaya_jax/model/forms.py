@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -42,29 +43,45 @@ def addresses(found: Mapping[str, Declaration]) -> dict[str, Address]:
 
 
 def convert(
-    model: Model, params: Mapping[str, jax.Array], biases: Mapping[str, jax.Array], layers: str
+    model: Model,
+    params: dict[str, jax.Array],
+    biases: dict[str, jax.Array],
+    layers: str,
+    *,
+    consume: bool = False,
 ) -> tuple[Model, dict[str, jax.Array], dict[str, jax.Array]]:
-    """The same network with its layers in the form `layers`: `scan` or `unroll`."""
+    """The same network with its layers in the form `layers`: `scan` or `unroll`.
+
+    With `consume`, values leave `params` and `biases` as soon as they are copied: nothing but the
+    stack at work is then held twice.
+    """
     if model.layers == layers:
         return model, dict(params), dict(biases)
     target = dataclasses.replace(model, layers=layers)
 
     def move(values, source, wanted) -> dict[str, jax.Array]:
-        places = addresses(source(model))
+        places, targets = addresses(source(model)), wanted(target)
+        unread = Counter(place.path for place in places.values())
+
+        def names(path: str) -> list[str]:
+            declaration = targets[path]
+            layers = declaration.layers
+            stacked = isinstance(layers, tuple)
+            return [declaration.full_name(i) for i in (layers if stacked else (layers,))]
 
         def read(name: str) -> jax.Array:
             place = places[name]
             value = values[place.path]
+            unread[place.path] -= 1
+            if consume and not unread[place.path]:
+                del values[place.path]
             return value if place.row is None else value[place.row]
 
         moved = {}
-        for path, declaration in wanted(target).items():
-            if isinstance(declaration.layers, tuple):
-                rows = [read(declaration.full_name(i)) for i in declaration.layers]
-                moved[path] = jnp.stack(rows)
-            else:
-                moved[path] = read(declaration.full_name(declaration.layers))
-        return moved
+        for path in sorted(targets, key=lambda path: places[names(path)[0]].path):  # stack by stack
+            rows = [read(name) for name in names(path)]
+            moved[path] = jnp.stack(rows) if isinstance(targets[path].layers, tuple) else rows[0]
+        return {path: moved[path] for path in targets}
 
     return (
         target,
