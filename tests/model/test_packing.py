@@ -82,12 +82,12 @@ def test_packed_equals_separate(dtype, bound):
                 probe1[i, : b - a] = probe[0, a:b]
             g = gradient(params, ids, segments, probe)
             g1 = gradient(params, ids1, segments1, probe1)
-            # float64 holds every tensor to its own maximum. In float32 the gradient of one that
-            # sums cancelling terms (two key temperatures, say) is known only to the rounding of
-            # its terms: the bound is on the maximum over all gradients.
+            # A key temperature's gradient is one number a head, a sum over all tokens of terms
+            # that cancel: float32 knows it to the rounding of its terms, not of what is left.
             largest = max(np.abs(value).max() for value in g1.values())
             for path, value in g1.items():
-                scale = max(np.abs(value).max(), 1e-3) if dtype == "float64" else largest
+                cancels = dtype == "float32" and path.endswith("temperature")
+                scale = largest if cancels else max(np.abs(value).max(), 1e-3)
                 assert np.abs(g[path] - value).max() <= bound * scale, path
 
         check()
