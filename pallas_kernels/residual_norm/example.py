@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.draws import Draws
+from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
 
 def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, dict]:
@@ -17,3 +18,14 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
     norm = draws.normal((64,), 0.5, mean=1)
     options = dict(eps=1e-5, merge_dtype=wide, stream_dtype=wide, norm_dtype=wide)
     return (mixer, stream, scales, norm), options
+
+
+def shapes_8b(form: Form) -> dict[str, Call]:
+    """Every merge of a layer: a bfloat16 mixer into the float32 stream, and the norm behind it."""
+    T, D = form.tokens, ZAYA1_8B.hidden
+    vector = jax.ShapeDtypeStruct((D,), jnp.bfloat16)
+    mixer = jax.ShapeDtypeStruct((T, D), jnp.bfloat16)
+    stream = jax.ShapeDtypeStruct((T, D), jnp.float32)
+    wide = jnp.float32
+    options = dict(eps=ZAYA1_8B.norm_eps, merge_dtype=wide, stream_dtype=wide, norm_dtype=wide)
+    return {"": Call((mixer, stream, (vector,) * 4, vector), options)}
