@@ -24,6 +24,7 @@ FLOOR = {
     "model": 2,
     "balance": 3,
     "data": 3,
+    "lora": 3,
     "optim": 3,
     "parallel": 3,
     "hf": 4,
