@@ -25,6 +25,7 @@ FLOOR = {
     "balance": 3,
     "data": 3,
     "lora": 3,
+    "muon": 2,
     "optim": 3,
     "parallel": 3,
     "hf": 4,
