@@ -1,21 +1,354 @@
-"""Conversations as token ids: ChatML, thinking, tool calls, and loss on what the model says."""
+"""Conversations as token ids: ChatML, thinking, tool calls, and loss on what the model says.
+
+Each control token is one id and comes from the template only. What a message says is encoded as
+the text it is, `<|im_start|>` and all, so that nobody can forge a turn. The exception is meant:
+think tags in an assistant's content are control tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from zaya_jax.data.chat_template import ChatTemplate, Rendered
 from zaya_jax.data.example import Example, Think
+from zaya_jax.data.messages import THINK, THINK_TAG, parse, parse_tools
 from zaya_jax.data.tokenizer import Tokenizer
+from zaya_jax.errors import UserError
 
-__all__ = ["Example", "Think", "encode"]
+__all__ = [
+    "SPECIAL_TOKENS",
+    "ChatTemplate",
+    "Example",
+    "Think",
+    "check_tokenizer",
+    "encode",
+    "prompt",
+    "render",
+]
+
+TOOL_TAGS = (
+    "<zyphra_tool_call>",
+    "</zyphra_tool_call>",
+    "<zyphra_tool_response>",
+    "</zyphra_tool_response>",
+)
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", *THINK, *TOOL_TAGS)
+"""The control tokens of our ChatML: for `train_bpe(..., special_tokens=SPECIAL_TOKENS)`."""
 
 
 def encode(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
-    template: Any,
+    template: ChatTemplate,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    enable_thinking: bool | None = None,
 ) -> Example:
-    """Token ids of a conversation with the mask of what is learnt."""
-    raise NotImplementedError
+    """A conversation to be learnt from.
+
+    The ids are those of transformers' `apply_chat_template`, unless a message holds the name of a
+    control token. Learnt is what a model has to produce after the generation prompt:
+
+    - A template with `{% generation %}` blocks says it itself.
+    - Any other: from the end of the header that its generation prompt writes, to the first special
+      token after the turn's last text, included. Whether the template drops thinking from earlier
+      turns does not matter. A template whose generation prompt opens the think block gives that
+      tag; it is not learnt.
+
+    Args:
+        messages: see `messages.parse`.
+        tokenizer: with all control tokens of the template.
+        template: see `ChatTemplate.find`.
+        tools: descriptions of tools that the template shows to the model.
+        enable_thinking: passed to the template; None leaves it to its default.
+
+    Raises:
+        UserError: the tokenizer lacks control tokens; the message names them all.
+        ValueError: malformed messages (names the path), none of the assistant's, or a template
+            that refuses them or does not show which text is whose.
+    """
+    chat = parse(messages)
+    speakers = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
+    if not speakers:
+        raise ValueError("messages have no assistant turn: there is nothing to learn")
+    variables = _variables(tokenizer, enable_thinking)
+    text, tokens = _tokenise(chat, tokenizer, template, tools, variables)
+    if template.marks_generation:
+        turns = _turns_of_blocks(text, speakers, template)
+    else:
+        turns = _turns_of_headers(text, tokens, speakers, template, tokenizer, variables)
+
+    learn = np.zeros(tokens.ids.size, bool)
+    for spans in turns:
+        for start, stop in spans:
+            # A token may begin before the span, if the vocabulary joins the two sides of a border.
+            learn |= (tokens.starts < stop) & ((tokens.stops > start) | (tokens.starts >= start))
+    thinks = _thinks(tokens, turns, tokenizer)
+    return Example(tokens.ids, learn, thinks, len(speakers))
+
+
+def prompt(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    enable_thinking: bool | None = None,
+) -> list[int]:
+    """Token ids after which the model is to answer: for inference. Arguments as of `encode`."""
+    variables = _variables(tokenizer, enable_thinking) | {"add_generation_prompt": True}
+    return _tokenise(parse(messages), tokenizer, template, tools, variables)[1].ids.tolist()
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    enable_thinking: bool | None = None,
+    add_generation_prompt: bool = False,
+) -> str:
+    """A conversation as text, for people: in it control tokens and text can look alike."""
+    variables = _variables(tokenizer, enable_thinking)
+    variables["add_generation_prompt"] = add_generation_prompt
+    return template.render(parse(messages), parse_tools(tools), **variables)
+
+
+def check_tokenizer(tokenizer: Tokenizer, template: ChatTemplate, also: Iterable[str] = ()) -> None:
+    """Checks that every control token of a template is one token.
+
+    Args:
+        tokenizer: the tokenizer.
+        template: the template.
+        also: more names that must be there.
+
+    Raises:
+        UserError: names all that are missing.
+    """
+    wanted = dict.fromkeys([*template.controls, *also])
+    if missing := [token for token in wanted if tokenizer.id_of(token) is None]:
+        raise UserError(
+            f"the tokenizer lacks special tokens of {template.name}: {', '.join(missing)}; train "
+            f"one with them, or choose the tokenizer or the chat template that fits the other"
+        )
+
+
+class _Tokens(NamedTuple):
+    """Tokens and the characters that they cover, arrays [n].
+
+    Attributes:
+        ids: int32.
+        starts: int64, first character.
+        stops: int64, the one after the last.
+        control: bool, whether the template wrote it as a control token.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+    control: np.ndarray
+
+
+def _variables(tokenizer: Tokenizer, enable_thinking: bool | None) -> dict[str, Any]:
+    """What a template reads besides the conversation."""
+    roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    variables: dict[str, Any] = {
+        f"{role}_token": tokenizer.name_of(i) for role, i in roles.items() if i is not None
+    }
+    if enable_thinking is not None:
+        variables["enable_thinking"] = enable_thinking
+    return variables
+
+
+def _tokenise(
+    chat: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    tools: Any,
+    variables: dict[str, Any],
+) -> tuple[Rendered, _Tokens]:
+    """Renders and encodes messages that were parsed."""
+    tagged = any(
+        message["role"] == "assistant" and THINK_TAG.search(message["content"]) for message in chat
+    )
+    check_tokenizer(tokenizer, template, THINK if tagged else ())
+    controls = _controls(tokenizer)
+    pattern = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
+    tools = parse_tools(tools)
+    _check_names(chat, "messages", pattern)
+    _check_names(tools, "tools", pattern)
+    rendered = template.trace(chat, tools, **variables)
+
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    control: list[bool] = []
+
+    def add_text(start: int, stop: int) -> None:
+        new, places = _encode_text(rendered.text[start:stop], tokenizer, controls, pattern)
+        ids.extend(new)
+        offsets.extend((start + a, start + b) for a, b in places)
+        control.extend([False] * len(new))
+
+    place = 0
+    for start, stop in _control_places(rendered, pattern):
+        add_text(place, start)
+        ids.append(controls[rendered.text[start:stop]])
+        offsets.append((start, stop))
+        control.append(True)
+        place = stop
+    add_text(place, len(rendered.text))
+    borders = np.array(offsets, np.int64).reshape(-1, 2)
+    return rendered, _Tokens(
+        np.array(ids, np.int32), borders[:, 0], borders[:, 1], np.array(control, bool)
+    )
+
+
+def _controls(tokenizer: Tokenizer) -> dict[str, int]:
+    """Control tokens by name: the special ones, and those of ours that are not marked special."""
+    ours = {name: tokenizer.id_of(name) for name in SPECIAL_TOKENS}
+    return tokenizer.special_ids | {name: i for name, i in ours.items() if i is not None}
+
+
+def _control_places(rendered: Rendered, pattern: re.Pattern) -> Iterable[tuple[int, int]]:
+    """Where the template wrote control tokens: matches that touch no text of a message."""
+    data, next_data, place = rendered.data, 0, 0
+    while found := pattern.search(rendered.text, place):
+        while next_data < len(data) and data[next_data].stop <= found.start():
+            next_data += 1
+        if next_data < len(data) and data[next_data].start < found.end():
+            place = found.start() + 1
+        else:
+            place = found.end()
+            yield found.span()
+
+
+def _encode_text(
+    text: str, tokenizer: Tokenizer, controls: Mapping[str, int], pattern: re.Pattern
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Encodes text so that no control token comes out, whatever it says.
+
+    The tokenizer does not find special tokens in text. Tokens that are in its vocabulary without
+    being marked as special, as think tags often are, it does: these are encoded in two halves.
+    """
+    if not text:
+        return [], []
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    if set(controls.values()).isdisjoint(ids):
+        return ids, offsets
+    cuts = [0, *(found.start() + 1 for found in pattern.finditer(text)), len(text)]
+    ids, offsets = [], []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        new, places = tokenizer.encode_with_offsets(text[start:stop])
+        ids += new
+        offsets += [(start + a, start + b) for a, b in places]
+    if not set(controls.values()).isdisjoint(ids):
+        raise ValueError(f"text {text[:40]!r} is encoded to control tokens")
+    return ids, offsets
+
+
+def _check_names(value: Any, path: str, pattern: re.Pattern) -> None:
+    """Names of fields get no marks, so they must not hold control tokens."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if found := pattern.search(name):
+                raise ValueError(f"{path}: the field {name!r} holds the control token {found[0]}")
+            if name == "type" and isinstance(item, str) and pattern.search(item):
+                raise ValueError(f"{path}.type is {item!r}, which holds a control token")
+            _check_names(item, f"{path}.{name}", pattern)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_names(item, f"{path}[{i}]", pattern)
+
+
+Turns = list[list[tuple[int, int]]]
+"""For each assistant turn: the character ranges of what is learnt."""
+
+
+def _turns_of_blocks(text: Rendered, speakers: list[int], template: ChatTemplate) -> Turns:
+    """Turns by the template's own blocks: each belongs to the message whose text is in it."""
+    if not text.generated:
+        raise ValueError(f"{template.name}: no generation block for any assistant turn")
+    turns: Turns = [[] for _ in speakers]
+    turn = 0
+    for start, stop in text.generated:
+        inside = [span.message for span in text.data if start <= span.start < stop]
+        if inside and inside[0] in speakers:
+            turn = speakers.index(inside[0])
+        turns[turn].append((start, stop))  # one without any text continues the turn before
+    return turns
+
+
+def _turns_of_headers(
+    text: Rendered,
+    tokens: _Tokens,
+    speakers: list[int],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    variables: dict[str, Any],
+) -> Turns:
+    """Turns by the header before their text and the special token after it."""
+    probe = [{"role": "user", "content": "x"}]
+    without = template.render(probe, None, **variables)
+    header = template.render(probe, None, **variables | {"add_generation_prompt": True})
+    header = header.removeprefix(without)
+    headers = [header, header.split(THINK[0])[0]]  # the second for turns that do not think
+    inner = {tokenizer.id_of(name) for name in (*THINK, *TOOL_TAGS)}
+    ends = tokens.stops[tokens.control & ~np.isin(tokens.ids, [i for i in inner if i is not None])]
+
+    turns: Turns = []
+    for message in speakers:
+        own = [span for span in text.data if span.message == message]
+        before = max((span.stop for span in text.data if span.message < message), default=0)
+        after = min(
+            (span.start for span in text.data if span.message > message), default=len(text.text)
+        )
+        starts = [
+            at + len(opening)
+            for opening in headers
+            if own and opening and (at := text.text.rfind(opening, before, own[0].start)) >= 0
+        ]
+        closings = ends[(ends > own[-1].stop) & (ends <= after)] if own else ends[:0]
+        if not starts or not closings.size:
+            raise ValueError(
+                f"{template.name} does not show what is learnt of messages[{message}]: no "
+                f"{'text of it' if not own else 'header before it' if not starts else 'end of it'}"
+                f" was found; put {{% generation %}} blocks into the template"
+            )
+        turns.append([(starts[0], int(closings[0]))])
+    return turns
+
+
+def _thinks(tokens: _Tokens, turns: Turns, tokenizer: Tokenizer) -> tuple[Think, ...]:
+    """The think blocks that end in an assistant turn.
+
+    A header may have opened one before what is learnt begins. Tags elsewhere, such as in a
+    template's own instructions, are none of the model's.
+    """
+    opening, closing = (tokenizer.id_of(name) for name in THINK)
+    if opening is None or closing is None:
+        return ()
+    ranges = [(start, stop, turn) for turn, spans in enumerate(turns) for start, stop in spans]
+    thinks: list[Think] = []
+    opened: int | None = None
+    for at in np.flatnonzero(tokens.control & np.isin(tokens.ids, [opening, closing])).tolist():
+        here = tokens.starts[at]
+        turn = next((turn for start, stop, turn in ranges if start <= here < stop), None)
+        if tokens.ids[at] == opening:
+            if opened is not None and turn is not None:
+                raise ValueError(f"unbalanced <think> in assistant turn {turn}: opened twice")
+            opened = at
+        elif turn is None:
+            opened = None
+        elif opened is None:
+            raise ValueError(f"unbalanced <think> in assistant turn {turn}: closed, never opened")
+        else:
+            thinks.append(Think(opened + 1, at, turn))
+            opened = None
+    if opened is not None and any(a <= tokens.starts[opened] < b for a, b, _ in ranges):
+        raise ValueError("unbalanced <think> in the last assistant turn: never closed")
+    return tuple(thinks)

@@ -114,6 +114,11 @@ class Tokenizer:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [item.ids for item in encoded]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and for each id the characters (start, stop) of the text that it covers."""
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
         """Text of ids; broken UTF-8 becomes U+FFFD.
 
@@ -133,6 +138,21 @@ class Tokenizer:
         outside = [i for i in ids if not 0 <= i < self.vocab_size]
         if outside:
             raise ValueError(f"ids {outside[:5]} are not below the vocabulary's {self.vocab_size}")
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Names and ids of the tokens that no text is encoded to."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {token.content: i for i, token in added if token.special}
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name; None if it is not one token of the vocabulary."""
+        return self._backend.token_to_id(token)
+
+    def name_of(self, token_id: int) -> str:
+        """The name of a token; raises ValueError for an id outside the vocabulary."""
+        self.check_ids([token_id])
+        return self._backend.id_to_token(token_id) or ""
 
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
@@ -209,30 +229,39 @@ class Stream:
         return self._decoder.decode(b"", final=True)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()
+) -> Tokenizer:
     """Trains a byte-level BPE; the same texts in the same order give the same tokenizer.
 
-    Ids: 0 `<pad>`, 1 `<eos>`, 2 `<bos>`, then the 256 bytes, then merges. All bytes are in the
-    vocabulary, so every text can be encoded and comes back exactly; there is no unknown token.
-    A text with too few different pairs gives fewer ids than asked for.
+    Ids: 0 `<pad>`, 1 `<eos>`, 2 `<bos>`, further special tokens, the 256 bytes, then merges. All
+    bytes are in the vocabulary, so every text can be encoded and comes back exactly; there is no
+    unknown token. A text with too few different pairs gives fewer ids than asked for.
 
     Args:
         texts: the documents to learn from.
         vocab_size: ids to stop at.
+        special_tokens: more of them, such as `chat.SPECIAL_TOKENS`; they take ids 3, 4, ...
 
     Raises:
-        ValueError: vocab_size has no room for the bytes.
+        ValueError: vocab_size has no room for the special tokens and the bytes, or a special token
+            is there twice.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
+    special = [PAD, EOS, BOS, *special_tokens]
+    if len(set(special)) < len(special) or "" in special:
+        raise ValueError(f"special tokens must be different and not empty: {special}")
+    smallest = SMALLEST_VOCABULARY + len(special_tokens)
+    if vocab_size < smallest:
         raise ValueError(
-            f"vocab_size is {vocab_size}; a byte-level BPE needs at least {SMALLEST_VOCABULARY}"
+            f"vocab_size is {vocab_size}; a byte-level BPE needs at least {smallest}: "
+            f"{len(special)} special tokens and 256 bytes"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, EOS, BOS],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -241,23 +270,32 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def cached_bpe(
-    texts: Iterable[str], vocab_size: int, *, corpus_sha256: str, folder: Path
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    corpus_sha256: str,
+    folder: Path,
+    special_tokens: Sequence[str] = (),
 ) -> Tokenizer:
-    """`train_bpe`, or what it gave the last time for this corpus and size.
+    """`train_bpe`, or what it gave the last time for this corpus, size and special tokens.
 
     Args:
         texts: the documents; not touched if the result is there.
         vocab_size: ids to stop at.
         corpus_sha256: identifies the texts.
         folder: where results are kept. One that cannot be read is made again, with a warning.
+        special_tokens: as for `train_bpe`.
     """
-    file = folder / f"bpe-{corpus_sha256[:16]}-{vocab_size}.json"
+    mark = ""
+    if special_tokens:
+        mark = "-" + hashlib.sha256("\0".join(special_tokens).encode()).hexdigest()[:8]
+    file = folder / f"bpe-{corpus_sha256[:16]}-{vocab_size}{mark}.json"
     if file.exists():
         try:
             return Tokenizer.load(file)
         except ValueError as error:
             warnings.warn(f"training the tokenizer again: {error}", stacklevel=2)
-    tokenizer = train_bpe(texts, vocab_size)
+    tokenizer = train_bpe(texts, vocab_size, special_tokens)
     tokenizer.save_file(file)
     return tokenizer
 

@@ -1,0 +1,367 @@
+"""Chat templates: Jinja run in a sandbox, with the origin of every character of its output.
+
+A template's text holds control tokens; the texts of messages must not be able to. Once rendered,
+the two look alike. So the texts are rendered between marks, characters that occur nowhere else,
+which survive what templates do (trim, concatenate, write as JSON) and tell afterwards what came
+from which message. A template that the marks would mislead is found out and refused: its output
+must be the same with and without them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
+from jinja2.utils import Namespace
+
+from zaya_jax.data.messages import THINK_TAG
+from zaya_jax.errors import UserError
+
+CHATML = Path(__file__).with_name("chatml.jinja")
+TOOLS = -1
+"""In the place of a message's number: the text came from the descriptions of tools."""
+
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_COMMENT = re.compile(r"\{#.*?#\}", re.S)
+_CONTROL = re.compile(r"<\|[^\s|<>]+\|>|</?think>|</?zyphra_tool_(?:call|response)>")
+_MARKS = range(0x20000, 0x2A6D7)  # rare, but printable: Python's repr leaves them as they are
+_UNMARKED = frozenset({"role", "type"})  # fields that templates compare with constants
+
+
+class Span(NamedTuple):
+    """Characters `start` to `stop` of a rendered text that came from message number `message`."""
+
+    start: int
+    stop: int
+    message: int
+
+
+class Rendered(NamedTuple):
+    """A conversation as text.
+
+    Attributes:
+        text: what the template wrote.
+        data: the parts of it that came from messages or tools, in order. White space at their ends
+            is not counted, nor are think tags in an assistant's content.
+        generated: (start, stop) of the template's `{% generation %}` blocks, in order.
+    """
+
+    text: str
+    data: tuple[Span, ...]
+    generated: tuple[tuple[int, int], ...]
+
+
+class ChatTemplate:
+    """A chat template in Jinja, of the dialect that transformers defines.
+
+    Templates come with checkpoints of strangers. They run in Jinja's immutable sandbox on plain
+    JSON data: they cannot reach Python objects, files or the network. They can run for long.
+    There is no `strftime_now`: data that is prepared tomorrow must be the same as today's.
+
+    Attributes:
+        source: the Jinja text.
+        name: how to call it in messages.
+        controls: the control tokens that it names, which a tokenizer must have.
+        marks_generation: whether it says in `{% generation %}` blocks what the model produces.
+    """
+
+    def __init__(self, source: str, name: str = "chat template"):
+        """Compiles a template.
+
+        Raises:
+            UserError: it is not Jinja; names the line.
+        """
+        self.source, self.name = source, name
+        text = _COMMENT.sub("", source)
+        self.controls = tuple(dict.fromkeys(_CONTROL.findall(text)))
+        self.marks_generation = bool(_GENERATION.search(text))
+        try:
+            self._compiled = _environment().from_string(source)
+        except (jinja2.TemplateSyntaxError, RecursionError) as error:
+            line = getattr(error, "lineno", "?")
+            raise UserError(f"{name}, line {line}: not a Jinja template: {error}") from None
+
+    def __reduce__(self) -> tuple:  # to worker processes goes the source
+        return ChatTemplate, (self.source, self.name)
+
+    @classmethod
+    def load(cls, path: Path | str) -> ChatTemplate:
+        """Reads a Jinja file.
+
+        Raises:
+            UserError: it cannot be read or compiled.
+        """
+        try:
+            return cls(Path(path).expanduser().read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"chat template {path}: cannot be read: {error}") from None
+
+    @classmethod
+    def find(
+        cls, path: Path | str | None = None, tokenizer: Path | str | None = None
+    ) -> ChatTemplate:
+        """The template to use: the file that is named, else the tokenizer's own, else our ChatML.
+
+        Args:
+            path: a Jinja file.
+            tokenizer: a `tokenizer.json` or its folder. Its template is `chat_template.jinja`, or
+                `chat_template` in `tokenizer_config.json` (of several, the one named `default`).
+
+        Raises:
+            UserError: a template cannot be read or compiled.
+        """
+        if path is not None:
+            return cls.load(path)
+        if tokenizer is not None:
+            folder = Path(tokenizer).expanduser()
+            folder = folder if folder.is_dir() else folder.parent
+            if (file := folder / "chat_template.jinja").is_file():
+                return cls.load(file)
+            if (file := folder / "tokenizer_config.json").is_file():
+                if (source := _setting(file)) is not None:
+                    return cls(source, f"chat_template of {file}")
+        return cls.load(CHATML)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text of messages that were parsed (`messages.parse`).
+
+        Args:
+            messages: of the conversation.
+            tools: descriptions of tools.
+            **variables: what else the template reads: `add_generation_prompt`, `enable_thinking`,
+                and the tokenizer's `bos_token`, `eos_token`, `pad_token`.
+
+        Raises:
+            ValueError: the template refuses the conversation or fails on it.
+        """
+        return self._run(messages, tools, variables, ("", ""))
+
+    def trace(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        **variables: Any,
+    ) -> Rendered:
+        """`render`, and where every part of the text came from.
+
+        Raises:
+            ValueError: as `render`; or the template takes texts apart, or decides by how they
+                begin or end, so that data and control tokens cannot be told apart.
+        """
+        plain = self.render(messages, tools, **variables)
+        pair = _unused(plain, self.source, *_strings([messages, tools, variables]))
+        fence = _Fence(*pair)
+        marked = self._run(
+            [fence.message(message, i) for i, message in enumerate(messages)],
+            fence.value(tools, TOOLS),
+            variables,
+            pair,
+        )
+        rendered = fence.read(marked)
+        if rendered is None or rendered.text != plain:
+            raise ValueError(
+                f"{self.name} looks into the texts of messages: what is control token and what is "
+                f"text cannot be told apart in its output"
+            )
+        return rendered
+
+    def _run(self, messages, tools, variables: Mapping[str, Any], marks: tuple[str, str]) -> str:
+        variables = {"add_generation_prompt": False, **variables}
+        try:
+            return self._compiled.render(
+                messages=messages, tools=tools, documents=None, _marks=marks, **variables
+            )
+        except Exception as error:  # Foreign code: it may fail in any way.
+            raise ValueError(
+                f"{self.name} fails on this conversation: {type(error).__name__}: {error}"
+            ) from None
+
+
+class _Fence:
+    """Sets texts between marks, and reads the marks again.
+
+    With the two mark characters written ( and ): the text of message 3 stands as `(3)text()`, a
+    generation block as `(<)text(>)`.
+    """
+
+    def __init__(self, left: str, right: str):
+        self._left, self._right = left, right
+
+    def message(self, message: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """A message with its texts between marks; think tags of an assistant stay outside."""
+        fenced = self.value(message, number)
+        if message["role"] == "assistant":
+            parts = THINK_TAG.split(message["content"])
+            parts[::2] = [self._text(part, number) for part in parts[::2]]
+            fenced["content"] = "".join(parts)
+        return fenced
+
+    def value(self, value: Any, number: int, *, names: bool = False) -> Any:
+        """Any plain data with its texts between marks.
+
+        Fields are not renamed, for the template asks for them by name; but what names the
+        arguments of a call and the parameters of a tool is text from outside like any other.
+        """
+        if isinstance(value, str):
+            return self._text(value, number)
+        if isinstance(value, list):
+            return [self.value(item, number, names=names) for item in value]
+        if isinstance(value, dict):
+            return {
+                self._text(key, number) if names else key: item
+                if key in _UNMARKED and not names
+                else self.value(item, number, names=self._names(key, names, number))
+                for key, item in value.items()
+            }
+        return value
+
+    @staticmethod
+    def _names(field: str, inherited: bool, number: int) -> bool:
+        """Whether the objects right under a field have names from outside."""
+        return (field == "properties") if number == TOOLS else inherited or field == "arguments"
+
+    def _text(self, text: str, number: int) -> str:
+        """White space at the ends stays outside, where a template can trim it."""
+        core = text.strip()
+        if not core:
+            return text
+        before, after = text.split(core, 1)
+        left, right = self._left, self._right
+        return f"{before}{left}{number}{right}{core}{left}{right}{after}"
+
+    def read(self, marked: str) -> Rendered | None:
+        """Takes the marks out of a rendered text; None if they are not in order."""
+        mark = re.compile(f"{self._left}(-?[0-9]*|[<>]){self._right}")
+        pieces, length, last = [], 0, 0
+        data, generated = [], []
+        inside: tuple[int, int] | None = None  # start and message of the text that is open
+        block: int | None = None
+        for found in mark.finditer(marked):
+            pieces.append(marked[last : found.start()])
+            length, last = length + len(pieces[-1]), found.end()
+            if found[1] == "<" and block is None:
+                block = length
+            elif found[1] == ">" and block is not None:
+                generated.append((block, length))
+                block = None
+            elif found[1] == "" and inside is not None:
+                data.append(Span(inside[0], length, inside[1]))
+                inside = None
+            elif found[1] not in ("", "<", ">") and inside is None:
+                inside = (length, int(found[1]))
+            else:
+                return None
+        text = "".join([*pieces, marked[last:]])
+        whole = inside is None and block is None
+        return Rendered(text, tuple(data), tuple(generated)) if whole else None
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`: prints its inside between marks."""
+
+    tags = {"generation"}
+
+    def parse(self, parser) -> nodes.Node:
+        """Reads the block into a call of `_mark` around its inside."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_mark", [nodes.Name("_marks", "load")])
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _mark(self, marks: tuple[str, str], caller) -> str:
+        left, right = marks
+        return f"{left}<{right}{caller()}{left}>{right}" if left else caller()
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace; Python's inner names are out of reach."""
+
+    def __init__(*args, **kwargs):
+        self, *rest = args  # a template may have a field called self
+        fields = dict(*rest, **kwargs)
+        for name in fields:
+            _check_name(name)
+        Namespace.__init__(self, fields)
+
+    def __setitem__(self, name, value):
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: str) -> None:
+    if str(name).startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no room for {name!r}")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> SandboxedEnvironment:
+    """Jinja with what transformers offers to chat templates."""
+
+    def fail(message):
+        raise jinja2.TemplateError(str(message))
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(
+        raise_exception=fail,
+        namespace=_Namespace,
+        dict=lambda *args, **fields: dict(*args, **fields),
+    )
+    return environment
+
+
+def _setting(file: Path) -> str | None:
+    """The template in a `tokenizer_config.json`, if it has one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}["default"]
+        if found is not None and not isinstance(found, str):
+            raise TypeError("it is no text")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: its chat_template cannot be read: {error!r}") from None
+    return found
+
+
+def _unused(*texts: str) -> tuple[str, str]:
+    """Two characters that no text holds."""
+    free = (mark for mark in map(chr, _MARKS) if not any(mark in text for text in texts))
+    try:
+        return next(free), next(free)
+    except StopIteration:
+        raise ValueError("the messages hold every character that could mark them") from None
+
+
+def _strings(value: Any) -> list[str]:
+    """All texts in plain data, names of fields included."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for item in value.items() for text in _strings(item)]
+    if isinstance(value, Sequence):
+        return [text for item in value for text in _strings(item)]
+    return []
