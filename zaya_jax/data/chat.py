@@ -116,7 +116,7 @@ def render(
     """A conversation as text, for people: in it control tokens and text can look alike."""
     variables = _variables(tokenizer, enable_thinking)
     variables["add_generation_prompt"] = add_generation_prompt
-    return template.render(parse(messages), parse_tools(tools), **variables)
+    return template.conversation(parse(messages), parse_tools(tools), **variables)
 
 
 def check_tokenizer(tokenizer: Tokenizer, template: ChatTemplate, also: Iterable[str] = ()) -> None:
@@ -293,8 +293,8 @@ def _turns_of_headers(
 ) -> Turns:
     """Turns by the header before their text and the special token after it."""
     probe = [{"role": "user", "content": "x"}]
-    without = template.render(probe, None, **variables)
-    header = template.render(probe, None, **variables | {"add_generation_prompt": True})
+    without = template.conversation(probe, None, **variables)
+    header = template.conversation(probe, None, **variables | {"add_generation_prompt": True})
     header = header.removeprefix(without)
     headers = [header, header.split(THINK[0])[0]]  # the second for turns that do not think
     inner = {tokenizer.id_of(name) for name in (*THINK, *TOOL_TAGS)}

@@ -12,17 +12,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
-from jinja2.utils import Namespace
-
 from zaya_jax.data.messages import THINK_TAG
+from zaya_jax.data.sandbox import Template
 from zaya_jax.errors import UserError
 
 CHATML = Path(__file__).with_name("chatml.jinja")
@@ -59,50 +53,20 @@ class Rendered(NamedTuple):
     generated: tuple[tuple[int, int], ...]
 
 
-class ChatTemplate:
-    """A chat template in Jinja, of the dialect that transformers defines.
-
-    Templates come with checkpoints of strangers. They run in Jinja's immutable sandbox on plain
-    JSON data: they cannot reach Python objects, files or the network. They can run for long.
-    There is no `strftime_now`: data that is prepared tomorrow must be the same as today's.
+class ChatTemplate(Template):
+    """A chat template in Jinja, of the dialect that transformers defines; see `Template`.
 
     Attributes:
-        source: the Jinja text.
-        name: how to call it in messages.
         controls: the control tokens that it names, which a tokenizer must have.
         marks_generation: whether it says in `{% generation %}` blocks what the model produces.
     """
 
     def __init__(self, source: str, name: str = "chat template"):
-        """Compiles a template.
-
-        Raises:
-            UserError: it is not Jinja; names the line.
-        """
-        self.source, self.name = source, name
+        """Compiles a template; raises UserError if it is not Jinja, naming the line."""
+        super().__init__(source, name)
         text = _COMMENT.sub("", source)
         self.controls = tuple(dict.fromkeys(_CONTROL.findall(text)))
         self.marks_generation = bool(_GENERATION.search(text))
-        try:
-            self._compiled = _environment().from_string(source)
-        except (jinja2.TemplateSyntaxError, RecursionError) as error:
-            line = getattr(error, "lineno", "?")
-            raise UserError(f"{name}, line {line}: not a Jinja template: {error}") from None
-
-    def __reduce__(self) -> tuple:  # to worker processes goes the source
-        return ChatTemplate, (self.source, self.name)
-
-    @classmethod
-    def load(cls, path: Path | str) -> ChatTemplate:
-        """Reads a Jinja file.
-
-        Raises:
-            UserError: it cannot be read or compiled.
-        """
-        try:
-            return cls(Path(path).expanduser().read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeError) as error:
-            raise UserError(f"chat template {path}: cannot be read: {error}") from None
 
     @classmethod
     def find(
@@ -130,7 +94,7 @@ class ChatTemplate:
                     return cls(source, f"chat_template of {file}")
         return cls.load(CHATML)
 
-    def render(
+    def conversation(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
@@ -155,13 +119,13 @@ class ChatTemplate:
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> Rendered:
-        """`render`, and where every part of the text came from.
+        """`conversation`, and where every part of the text came from.
 
         Raises:
-            ValueError: as `render`; or the template takes texts apart, or decides by how they
+            ValueError: as `conversation`; or the template takes texts apart, or decides by how they
                 begin or end, so that data and control tokens cannot be told apart.
         """
-        plain = self.render(messages, tools, **variables)
+        plain = self.conversation(messages, tools, **variables)
         pair = _unused(plain, self.source, *_strings([messages, tools, variables]))
         fence = _Fence(*pair)
         marked = self._run(
@@ -179,15 +143,8 @@ class ChatTemplate:
         return rendered
 
     def _run(self, messages, tools, variables: Mapping[str, Any], marks: tuple[str, str]) -> str:
-        variables = {"add_generation_prompt": False, **variables}
-        try:
-            return self._compiled.render(
-                messages=messages, tools=tools, documents=None, _marks=marks, **variables
-            )
-        except Exception as error:  # Foreign code: it may fail in any way.
-            raise ValueError(
-                f"{self.name} fails on this conversation: {type(error).__name__}: {error}"
-            ) from None
+        variables = {"add_generation_prompt": False, "documents": None, **variables}
+        return self.render(messages=messages, tools=tools, _marks=marks, **variables)
 
 
 class _Fence:
@@ -267,71 +224,6 @@ class _Fence:
         text = "".join([*pieces, marked[last:]])
         whole = inside is None and block is None
         return Rendered(text, tuple(data), tuple(generated)) if whole else None
-
-
-class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}`: prints its inside between marks."""
-
-    tags = {"generation"}
-
-    def parse(self, parser) -> nodes.Node:
-        """Reads the block into a call of `_mark` around its inside."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_mark", [nodes.Name("_marks", "load")])
-        return nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _mark(self, marks: tuple[str, str], caller) -> str:
-        left, right = marks
-        return f"{left}<{right}{caller()}{left}>{right}" if left else caller()
-
-
-class _Namespace(Namespace):
-    """Jinja's namespace; Python's inner names are out of reach."""
-
-    def __init__(*args, **kwargs):
-        self, *rest = args  # a template may have a field called self
-        fields = dict(*rest, **kwargs)
-        for name in fields:
-            _check_name(name)
-        Namespace.__init__(self, fields)
-
-    def __setitem__(self, name, value):
-        _check_name(name)
-        super().__setitem__(name, value)
-
-
-def _check_name(name: str) -> None:
-    if str(name).startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace has no room for {name!r}")
-
-
-@lru_cache(maxsize=1)
-def _environment() -> SandboxedEnvironment:
-    """Jinja with what transformers offers to chat templates."""
-
-    def fail(message):
-        raise jinja2.TemplateError(str(message))
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(
-        raise_exception=fail,
-        namespace=_Namespace,
-        dict=lambda *args, **fields: dict(*args, **fields),
-    )
-    return environment
 
 
 def _setting(file: Path) -> str | None:
