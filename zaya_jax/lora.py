@@ -159,6 +159,11 @@ def merge(model: Model, lora: Lora, base: Params, adapters: Params) -> Params:
     adapted weight and of its gradient at once; a loss uses `attach`.
     """
     return {
-        path: value[...] if isinstance(value, Adapted) else value
+        path: _whole(value) if isinstance(value, Adapted) else value
         for path, value in attach(model, lora, base, adapters).items()
     }
+
+
+def _whole(x: Adapted) -> jax.Array:
+    """The sum, a matrix at a time: products of a whole stack at once would take twice its room."""
+    return x[...] if x.weight.ndim == 2 else jax.lax.map(_whole, x)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zaya_jax.hf.files import CONFIG, MANIFEST, foreign
+from zaya_jax.hf.files import ADAPTER_CONFIG, CONFIG, MANIFEST, foreign
 from zaya_jax.hf.safetensors_io import CheckpointError
 
 SHOWN = 5  # foreign files named in a refusal
@@ -109,5 +109,5 @@ def _check_target(out: Path, overwrite: bool) -> None:
             f"{out}: is not overwritten: neither export nor import wrote "
             f"{', '.join(strangers[:SHOWN])}{more}"
         )
-    if not any((out / name).exists() for name in (CONFIG, MANIFEST)):
+    if not any((out / name).exists() for name in (CONFIG, MANIFEST, ADAPTER_CONFIG)):
         raise CheckpointError(f"{out}: is not overwritten: no {CONFIG} and no {MANIFEST} in it")

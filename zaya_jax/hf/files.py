@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
 )
 GENERATION, LICENSE = "generation_config.json", "LICENSE"
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 ORIGIN_FILES = (
     CONFIG,
     GENERATION,
@@ -36,6 +37,8 @@ _OURS = re.compile(
     "|".join(
         (
             *map(re.escape, (MANIFEST, *ORIGIN_FILES, *TOKENIZER_FILES)),
+            re.escape(ADAPTER_CONFIG),
+            r"adapter_model\.safetensors",
             rf"(model|weights){_NUMBERED}",
             r"weights\.safetensors\.index\.json",
             *(re.escape(f"{TOKENIZER}/{name}") for name in TOKENIZER_FILES),
