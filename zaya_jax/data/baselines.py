@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zaya_jax.data.packing import PackedRows
+from zaya_jax.data.packing import Rows, in_order
 from zaya_jax.data.pipeline import Prepared
-from zaya_jax.data.sources import Document
+from zaya_jax.data.readers import Document
 
 
 def baselines(prepared: Prepared) -> dict[str, float]:
@@ -29,7 +29,7 @@ def baselines(prepared: Prepared) -> dict[str, float]:
     }
 
 
-def ngram_nats(train: PackedRows, heldout: PackedRows, vocab_size: int) -> tuple[float, float]:
+def ngram_nats(train: Rows, heldout: Rows, vocab_size: int) -> tuple[float, float]:
     """Negative log-likelihood (nats, summed) of the held-out targets under counting models.
 
     The unigram model adds one to every count. The bigram model interpolates with it by Witten
@@ -75,9 +75,11 @@ def compressors(documents: Sequence[Document]) -> dict[str, float]:
     }
 
 
-def _pairs(rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
-    """Every input token and its target, [P] int64 each."""
-    ids, starts = rows.stream.ids.astype(np.int64), rows.stream.starts
-    inside = np.ones(ids.size, bool)
-    inside[starts[1:] - 1] = False
-    return ids[inside], np.roll(ids, -1)[inside]
+def _pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Every input token that has a target, and its target, [P] int64 each."""
+    pairs = []
+    for batch in in_order(rows):
+        there = batch.loss_weights > 0
+        pairs.append(np.stack([batch.tokens[there], batch.targets[there]]))
+    before, after = np.concatenate(pairs, axis=1).astype(np.int64)
+    return before, after

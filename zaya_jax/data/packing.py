@@ -1,18 +1,21 @@
-"""Documents laid end to end and cut into rows: what a training step reads.
+"""Rows of packed examples: what a training step reads.
 
-The stream of all documents, each closed by the end-of-sequence id, is cut every S tokens, so
-nothing is padded but the end of the last row. Where a cut falls inside a document, the row's
-last target is the token that opens the next row: no prediction is lost, only the context of
-the tokens after the cut.
+Rows are made of a plan and the examples it names, when they are asked for. Where a text was cut,
+the segment's last target is the token behind the cut: no prediction is lost, only the context of
+the tokens after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from zaya_jax.data.example import Example
+from zaya_jax.data.plan import Plan
+from zaya_jax.data.records import Table
 
 
 class Batch(NamedTuple):
@@ -20,7 +23,7 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: [B, S] int32, input ids.
-        targets: [B, S] int32, the document's next token; 0 where there is none.
+        targets: [B, S] int32, the example's next token where it is learnt; else 0.
         segment_ids: [B, S] int32, 1, 2, ... for the pieces of documents in a row, 0 = padding.
         positions: [B, S] int32, from 0 in every segment.
         loss_weights: [B, S] float32, 1 where there is a target, else 0.
@@ -33,61 +36,43 @@ class Batch(NamedTuple):
     loss_weights: np.ndarray
 
 
-@dataclass(frozen=True)
-class TokenStream:
-    """Documents end to end.
+class Examples(Protocol):
+    """Encoded examples by number, as `records.Store` has them, and their table."""
 
-    Attributes:
-        ids: [T] integers of any width, every document followed by the end-of-sequence id.
-        starts: [documents + 1] int64, where each document begins in `ids`, and T.
-    """
+    @property
+    def table(self) -> Table: ...
 
-    ids: np.ndarray
-    starts: np.ndarray
+    def __len__(self) -> int: ...
 
-    def __post_init__(self):
-        starts, size = self.starts, self.ids.size
-        whole = starts.size > 1 and starts[0] == 0 and starts[-1] == size
-        if not whole or np.any(np.diff(starts) < 1):
-            raise ValueError(
-                f"a token stream needs at least one document, each with at least one token: "
-                f"{starts.size - 1} documents over {size} tokens"
-            )
+    def __getitem__(self, number: int) -> Example: ...
 
-    @classmethod
-    def of(
-        cls, documents: Sequence[Sequence[int] | np.ndarray], eos_id: int, vocab_size: int
-    ) -> TokenStream:
-        """Joins tokenised documents, closing each with `eos_id`."""
-        lengths = np.array([len(document) + 1 for document in documents], np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.full(starts[-1], eos_id, np.uint16 if vocab_size <= 2**16 else np.int32)
-        for start, document in zip(starts[:-1], documents, strict=True):
-            ids[start : start + len(document)] = document
-        return cls(ids, starts)
+
+class Rows(Protocol):
+    """Rows by number, as `PackedRows` and `JoinedRows` have them."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """Makes the rows of these numbers; one past the last is a row of padding."""
+        ...
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """A token stream seen as rows of S tokens, which are made when they are asked for.
+    """The rows of a plan, which are made when they are asked for.
 
     Attributes:
-        stream: T tokens.
-        sequence_length: S.
+        examples: what the plan was made for.
+        plan: which of their tokens lie in which row.
         pad_id: the id at padding positions, which no loss and no segment sees.
     """
 
-    stream: TokenStream
-    sequence_length: int
+    examples: Examples
+    plan: Plan
     pad_id: int = 0
 
-    def __post_init__(self):
-        if self.sequence_length < 1:
-            raise ValueError(f"sequence_length is {self.sequence_length}; it must be at least 1")
-
     def __len__(self) -> int:
-        """Rows that hold at least one token: ceil(T / S)."""
-        return -(-self.stream.ids.size // self.sequence_length)
+        return len(self.plan)
 
     def take(self, rows: np.ndarray) -> Batch:
         """Makes rows.
@@ -99,24 +84,86 @@ class PackedRows:
         Returns:
             The batch, fields of shape [B, S].
         """
-        ids, starts = self.stream.ids, self.stream.starts
-        row_start = np.asarray(rows, np.int64)[:, None] * self.sequence_length
-        place = row_start + np.arange(self.sequence_length)
-        real = place < ids.size
-        place = np.minimum(place, ids.size - 1)
-
-        document = np.searchsorted(starts, place, side="right") - 1
-        piece_start = np.maximum(starts[document], row_start)
-        has_target = real & (place + 1 < starts[document + 1])
-        following = np.minimum(place + 1, ids.size - 1)
-        return Batch(
-            tokens=np.where(real, ids[place], self.pad_id).astype(np.int32),
-            targets=np.where(has_target, ids[following], 0).astype(np.int32),
-            segment_ids=np.where(real, document - document[:, :1] + 1, 0).astype(np.int32),
-            positions=np.where(real, place - piece_start, 0).astype(np.int32),
-            loss_weights=has_target.astype(np.float32),
-        )
+        rows = np.asarray(rows, np.int64)
+        batch = blank(rows.size, self.plan.sequence_length, self.pad_id)
+        read: dict[int, Example] = {}  # rows of a batch may share a long document
+        for slot, row in enumerate(rows.tolist()):
+            if row < len(self):
+                self._fill(Batch(*(field[slot] for field in batch)), row, read)
+        return batch
 
     def all(self) -> Batch:
         """Every row in order, [N, S]: for counting, and for corpora that fit in memory."""
         return self.take(np.arange(len(self)))
+
+    def _fill(self, row: Batch, number: int, read: dict[int, Example]) -> None:
+        """Writes a row into fields of shape [S] that are blank."""
+        plan = self.plan
+        at = segment = position = 0
+        for piece in range(plan.rows[number], plan.rows[number + 1]):
+            i, start, length = (
+                int(field[piece]) for field in (plan.example, plan.start, plan.length)
+            )
+            if i not in read:
+                read[i] = self.examples[i]
+            ids, learn = read[i].ids, read[i].learn
+            if plan.opens[piece]:
+                segment, position = segment + 1, 0
+            else:  # what was between the pieces is gone: the one is followed by the other
+                row.targets[at - 1] = ids[start] * learn[start]
+                row.loss_weights[at - 1] = learn[start]
+            stop = at + length
+            row.tokens[at:stop] = ids[start : start + length]
+            row.segment_ids[at:stop] = segment
+            row.positions[at:stop] = np.arange(position, position + length)
+            # The targets, shifted by one: one less where the example ends with the piece.
+            target = slice(start + 1, start + 1 + length)
+            targeted = slice(at, at + ids[target].size)
+            row.targets[targeted] = ids[target] * learn[target]
+            row.loss_weights[targeted] = learn[target]
+            at, position = stop, position + length
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """The rows of several sources, one source after the other; all of one length S."""
+
+    parts: Sequence[PackedRows]
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """[parts + 1] int64, the number of each part's first row, and of all rows."""
+        return np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """As `PackedRows.take`, over all parts."""
+        rows, firsts = np.asarray(rows, np.int64), self.firsts
+        first = self.parts[0]
+        batch = blank(rows.size, first.plan.sequence_length, first.pad_id)
+        owner = np.searchsorted(firsts, rows, side="right") - 1
+        for number, part in enumerate(self.parts):
+            (slots,) = np.nonzero(owner == number)
+            for field, values in zip(batch, part.take(rows[slots] - firsts[number]), strict=True):
+                field[slots] = values
+        return batch
+
+
+def blank(rows: int, sequence_length: int, pad_id: int) -> Batch:
+    """A batch of padding, fields of shape [rows, sequence_length]."""
+    shape = rows, sequence_length
+    return Batch(
+        tokens=np.full(shape, pad_id, np.int32),
+        targets=np.zeros(shape, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        loss_weights=np.zeros(shape, np.float32),
+    )
+
+
+def in_order(rows: Rows, at_once: int = 256) -> Iterator[Batch]:
+    """All rows in order, some at a time: for counting."""
+    for start in range(0, len(rows), at_once):
+        yield rows.take(np.arange(start, min(start + at_once, len(rows))))

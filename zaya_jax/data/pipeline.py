@@ -1,80 +1,49 @@
-"""From a source of text to batches: read, split, train the tokenizer, encode, pack, shuffle.
+"""From a config's data section to batches: read, divide, train the tokenizer, encode, pack, order.
 
-`prepare` does it all and keeps the slow parts in a cache folder. A batch is a pure function of
-the seed and the step, so resuming a run takes the step number and nothing else.
+`prepare` does it all. What is slow is kept: encoded examples lie in the cache folder, or where
+`launch.py data --out=DIR` has put them; they do not depend on the length of rows. What a run holds
+in memory is a table of the examples' lengths and the packed plan, some tens of bytes an example.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import grain
-import numpy as np
 from tqdm import tqdm
 
-from zaya_jax.data.cache import atomic_path
-from zaya_jax.data.packing import Batch, PackedRows, TokenStream
-from zaya_jax.data.sources import (
-    CorpusInfo,
-    Document,
-    fingerprint,
-    limit_bytes,
-    read_corpus,
-    split_documents,
-)
+from zaya_jax.config.schema import Data
+from zaya_jax.data import chat
+from zaya_jax.data import prepare as folders
+from zaya_jax.data.encode import Encoder
+from zaya_jax.data.info import DataInfo, PartInfo, SourceInfo
+from zaya_jax.data.mixture import Batches, join
+from zaya_jax.data.packing import PackedRows, in_order
+from zaya_jax.data.plan import PACKINGS
+from zaya_jax.data.prepare import Division, Job
+from zaya_jax.data.readers import Conversation, Document, Rules
+from zaya_jax.data.sources import Survey, read, survey
 from zaya_jax.data.tokenizer import Tokenizer, cached_bpe
+
+MIXTURE = "mixture.json"
+"""Names the prepared folders beside it, with their weights; a folder with one is a source."""
 
 _SLOW_SECONDS = 2.0
 """Work that takes longer shows its progress."""
 
 
-class Batches:
-    """Rows as batches of constant shape, by number.
+class Entry(NamedTuple):
+    """One source of a mixture: its name, its share of the rows, and its folder if prepared."""
 
-    With a seed: an endless sequence in which every epoch visits all rows once, in a new order;
-    a batch may span two epochs. Without: the rows once, in order, the last batch filled up
-    with rows of padding (segment 0, weight 0).
-
-    Attributes:
-        rows: the packed rows.
-        batch_size: B, rows in a batch.
-    """
-
-    def __init__(self, rows: PackedRows, batch_size: int, seed: int | None = None):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.rows = rows
-        self.batch_size = batch_size
-        order = grain.MapDataset.range(len(rows))
-        if seed is None:
-            order = grain.MapDataset.range(len(self) * batch_size)
-        else:
-            order = order.seed(seed).shuffle().repeat()
-        self._batches = order.batch(batch_size).map(rows.take)
-
-    def __len__(self) -> int:
-        """Batches in one pass over the rows, a last partial one included."""
-        return -(-len(self.rows) // self.batch_size)
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, from 0; fields of shape [B, S].
-
-        Raises:
-            IndexError: a negative step, or without a seed one past the last batch.
-        """
-        if not 0 <= step < len(self._batches):
-            raise IndexError(f"step {step} is not below {len(self._batches)}")
-        return self._batches[step]
-
-    def __iter__(self) -> Iterator[Batch]:
-        """One pass: batches 0 to `len(self) - 1`."""
-        return (self.batch(step) for step in range(len(self)))
+    source: str
+    weight: float
+    folder: Path | None
 
 
 @dataclass(frozen=True)
@@ -82,55 +51,55 @@ class Heldout:
     """Whole unseen documents: to be evaluated in order, and to take prompts from.
 
     Attributes:
-        documents: the texts.
         batches: their rows, in order.
         target_bytes: UTF-8 bytes of all targets. The end-of-sequence id counts none, though
             the model pays for predicting it; a document's first token is not predicted, so
             its bytes are not counted either.
         targets: number of predictions, the end-of-sequence ids included.
+        sources: the same for each source alone.
     """
 
-    documents: tuple[Document, ...]
     batches: Batches
     target_bytes: int
     targets: int
+    tokenizer: Tokenizer
+    parts: tuple[PackedRows, ...]
+    sources: Mapping[str, Heldout] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parts: Mapping[str, PackedRows], batch_size: int, tokenizer: Tokenizer) -> Heldout:
+        """Counts the targets of the sources' rows."""
+        sources = {}
+        for name, rows in parts.items():
+            targets = target_bytes = 0
+            for batch in in_order(rows):
+                found = batch.targets[batch.loss_weights > 0]
+                targets += found.size
+                target_bytes += int(tokenizer.bytes_per_id[found].sum())
+            sources[name] = cls(
+                Batches(rows, batch_size), target_bytes, targets, tokenizer, (rows,)
+            )
+        return cls(
+            batches=Batches(join(list(parts.values())), batch_size),
+            target_bytes=sum(source.target_bytes for source in sources.values()),
+            targets=sum(source.targets for source in sources.values()),
+            tokenizer=tokenizer,
+            parts=tuple(parts.values()),
+            sources=sources,
+        )
+
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        """The texts, decoded: for byte-level vocabularies exactly what was read."""
+        return tuple(
+            Document(name, self.tokenizer.decode(rows.examples[i].ids))
+            for rows in self.parts
+            for i, name in enumerate(rows.examples.table.names)
+        )
 
     def bits_per_byte(self, nats: float) -> float:
         """Converts the summed (not averaged) negative log-likelihood of all targets."""
         return nats / math.log(2) / self.target_bytes
-
-
-@dataclass(frozen=True)
-class PartInfo:
-    """Size of the training or the held-out part; `bytes` are of the documents' text."""
-
-    documents: int
-    bytes: int
-    tokens: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """What the data was; `as_json` belongs into the run directory.
-
-    Attributes:
-        corpus: everything that was read.
-        tokenizer_sha256: of the tokenizer's definition.
-        vocab_size: the tokenizer's.
-        train: what is trained on.
-        heldout: what is evaluated; with a limit on its bytes less than what was held out.
-    """
-
-    corpus: CorpusInfo
-    tokenizer_sha256: str
-    vocab_size: int
-    train: PartInfo
-    heldout: PartInfo
-
-    def as_json(self) -> dict[str, Any]:
-        """Nested dictionaries of numbers and strings."""
-        return asdict(self)
 
 
 class Prepared(NamedTuple):
@@ -143,128 +112,243 @@ class Prepared(NamedTuple):
 
 
 def prepare(
+    data: Data,
     *,
-    source: str,
-    tokenizer: str | None,
     vocab_size: int,
     sequence_length: int,
     batch_size: int,
     seed: int,
-    heldout_fraction: float,
-    heldout_max_bytes: int | None,
-    text_field: str,
-    on_bad_text: str,
-    cache_dir: Path,
+    tokenizer: str | None = None,
+    out: Path | None = None,
+    workers: int = 0,
 ) -> Prepared:
-    """Makes batches of a source of text.
+    """Makes batches of what a config's data section names.
 
-    The tokenizer is trained on the training part only; what is held out is unseen by it too.
+    A tokenizer that is trained here learns from the training parts of all sources only; what is
+    held out is unseen by it too. It knows the control tokens of chats, so that a model of texts can
+    become one of chats.
 
     Args:
-        source: `stdlib` or a path, see `sources.read_corpus`.
-        tokenizer: a `tokenizer.json` or a folder with one; None to train a BPE.
+        data: the section.
         vocab_size: the model's; also the size of a BPE trained here.
         sequence_length: S.
         batch_size: B.
         seed: of the order of rows.
-        heldout_fraction: share of the documents that is held out.
-        heldout_max_bytes: evaluate no more than about so many bytes of them; None for all.
-        text_field: JSON field or Parquet column.
-        on_bad_text: `strict`, `skip` or `replace`.
-        cache_dir: where the tokenizer and the encoded text are kept, by content.
+        tokenizer: a `tokenizer.json` or a folder with one, instead of that of the section.
+        out: where to put what is prepared, instead of the cache: `data.source` takes that folder.
+        workers: processes that encode; 0 for this one.
 
     Raises:
-        FileNotFoundError: no source or tokenizer at the path.
-        ValueError: as `read_corpus`, `split_documents` and `train_bpe` say; or the tokenizer
-            has more ids than the model.
+        FileNotFoundError: no source or tokenizer at a path.
+        UserError: the tokenizer lacks the chat template's control tokens, or a template is wrong.
+        ValueError: a source cannot be read, divided, encoded or packed as it says (with file and
+            line where there are any); the tokenizer has more ids than the model, or is not the one
+            that a source was prepared with.
     """
-    cache_dir = Path(cache_dir)
-    given = None if tokenizer is None else Tokenizer.load(tokenizer)
-    if given is not None:
-        given.check_fits(vocab_size)
-    documents, corpus = read_corpus(source, text_field=text_field, errors=on_bad_text)
-    train, heldout = split_documents(documents, heldout_fraction)
-    heldout = limit_bytes(heldout, heldout_max_bytes)
-    used = given or cached_bpe(
-        _progress([document.text for document in train], "training the tokenizer"),
-        vocab_size,
-        corpus_sha256=fingerprint(train),
-        folder=cache_dir,
-    )
+    rules, division = Rules.of(data), Division(data.heldout_fraction, data.heldout_max_bytes)
+    cache = Path(data.cache_dir)
+    entries = resolve(data)
+    given = tokenizer or data.tokenizer
+    used = None if given is None else Tokenizer.load(given)
+    if used is not None:
+        used.check_fits(vocab_size)
+    opened = {entry.folder: folders.open_folder(entry.folder) for entry in entries if entry.folder}
+    used = _agreed(used, entries, opened, division)
+    surveys = {
+        entry.source: survey(entry.source, rules) for entry in entries if entry.folder is None
+    }
+    if used is None:
+        used = _trained(surveys, rules, division, vocab_size, cache)
+    used.check_fits(vocab_size)
+    template = chat.ChatTemplate.find(data.chat_template, given)
 
-    def rows_of(part: Sequence[Document]) -> PackedRows:
-        return PackedRows(encode(part, used, cache_dir), sequence_length, used.pad_id)
+    def encoded(number: int, entry: Entry, advance: Callable[[int], object]) -> folders.Folder:
+        if entry.folder is not None:
+            return opened[entry.folder]
+        encoder = Encoder(
+            used, template, _where(entry.source), skip_bad=data.on_bad_record == "skip"
+        )
+        job = Job(entry.source, rules, surveys[entry.source], division, encoder)
+        folder = cache / f"examples-{job.key[:24]}"
+        if out is not None:
+            folder = out / subfolder(number, entry.source)
+        return folders.prepare(job, folder, workers, advance)
 
-    train_rows, heldout_rows = rows_of(train), rows_of(heldout)
-    info = DataInfo(
-        corpus=corpus,
-        tokenizer_sha256=used.sha256,
-        vocab_size=used.vocab_size,
-        train=_part_info(train, train_rows),
-        heldout=_part_info(heldout, heldout_rows),
-    )
+    total = sum(int(found.sizes.sum()) for found in surveys.values())
+    with _bar(total, "encoding") as bar:
+        found = [encoded(i, entry, bar.update) for i, entry in enumerate(entries)]
+    if out is not None:
+        _write_mixture(out, entries)
+    return assemble(data, entries, found, used, sequence_length, batch_size, seed)
+
+
+def assemble(
+    data: Data,
+    entries: list[Entry],
+    found: list[folders.Folder],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+) -> Prepared:
+    """Packs encoded sources into rows and orders them; reads no more than their tables."""
+    rows: dict[str, list[PackedRows]] = {part: [] for part in folders.PARTS}
+    sources = []
+    for entry, (index, stores) in zip(entries, found, strict=True):
+        counted = {}
+        for part, store in stores.items():
+            try:
+                plan = PACKINGS[data.packing](store.table, sequence_length)
+            except ValueError as error:
+                raise ValueError(f"{entry.source!r}, {part} part: {error}") from None
+            rows[part].append(PackedRows(store, plan, tokenizer.pad_id))
+            counted[part] = PartInfo.of(store.table, plan)
+        sources.append(SourceInfo(entry.weight, index.corpus, **counted))
+    names = [source.corpus.source for source in sources]
     return Prepared(
-        train=Batches(train_rows, batch_size, seed),
-        heldout=_heldout(heldout, heldout_rows, batch_size, used),
-        tokenizer=used,
-        info=info,
+        train=Batches(join(rows["train"]), batch_size, seed, [entry.weight for entry in entries]),
+        heldout=Heldout.of(dict(zip(names, rows["heldout"], strict=True)), batch_size, tokenizer),
+        tokenizer=tokenizer,
+        info=DataInfo(
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            packing=data.packing,
+            sequence_length=sequence_length,
+            sources=tuple(sources),
+            encoder_sha256=tuple(index.encoder_sha256 for index, _ in found),
+        ),
     )
 
 
-def encode(documents: Sequence[Document], tokenizer: Tokenizer, cache_dir: Path) -> TokenStream:
-    """Encodes documents, or reads what was encoded before of these texts by this tokenizer.
+def resolve(data: Data) -> list[Entry]:
+    """The sources of a section with their shares; prepared mixtures give their own sources.
 
-    A cached file that is damaged is made again, with a warning.
+    Raises:
+        ValueError: a weight that is not positive, the same source twice, or a prepared mixture
+            that is damaged.
     """
-    key = f"{fingerprint(documents)[:16]}-{tokenizer.sha256[:16]}"
-    file = cache_dir / f"tokens-{key}.npz"
-    if file.exists():
-        try:
-            return _load_stream(file, tokenizer.vocab_size)
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            warnings.warn(f"encoding again: {file} is damaged: {error}", stacklevel=2)
-    ids: list[np.ndarray] = []
-    # Batches are encoded on all cores; small ones keep the progress line moving.
-    texts = [document.text for document in documents]
-    starts = range(0, len(texts), 64)
-    for start in _progress(starts, "encoding"):
-        ids += (np.array(i, np.int32) for i in tokenizer.encode_batch(texts[start : start + 64]))
-    stream = TokenStream.of(ids, tokenizer.eos_id, tokenizer.vocab_size)
-    with atomic_path(file) as scratch:
-        np.savez(scratch, ids=stream.ids, starts=stream.starts)
-    return stream
+    entries: list[Entry] = []
+    for source, weight in data.mixture or ((data.source, 1.0),):
+        if not 0 < weight < math.inf:
+            raise ValueError(f"data.mixture: {source!r} has weight {weight}: expected more than 0")
+        folder = Path(source).expanduser()
+        if (folder / MIXTURE).is_file():
+            inner = _read_mixture(folder / MIXTURE)
+            whole = sum(share for _, share in inner)
+            entries += (
+                Entry(str(folder / name), weight * share / whole, folder / name)
+                for name, share in inner
+            )
+        else:
+            entries.append(Entry(source, weight, folder if folders.is_prepared(folder) else None))
+    if len({entry.source for entry in entries}) < len(entries):
+        raise ValueError("data.mixture: a source is there twice")
+    whole = sum(entry.weight for entry in entries)
+    return [entry._replace(weight=entry.weight / whole) for entry in entries]
 
 
-def _load_stream(file: Path, vocab_size: int) -> TokenStream:
-    with np.load(file, allow_pickle=False) as arrays:
-        stream = TokenStream(arrays["ids"], arrays["starts"])
-    if stream.ids.max() >= vocab_size:
-        raise ValueError(f"id {stream.ids.max()} in a vocabulary of {vocab_size}")
-    return stream
+def subfolder(number: int, source: str) -> str:
+    """The name of a source's folder in a prepared mixture."""
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(source).name)
+    return f"{number}-{name[:40]}"
 
 
-def _heldout(
-    documents: Sequence[Document], rows: PackedRows, batch_size: int, tokenizer: Tokenizer
-) -> Heldout:
-    everything = rows.all()
-    targets = everything.targets[everything.loss_weights > 0]
-    return Heldout(
-        documents=tuple(documents),
-        batches=Batches(rows, batch_size),
-        target_bytes=int(tokenizer.bytes_per_id[targets].sum()),
-        targets=targets.size,
+def _read_mixture(file: Path) -> list[tuple[str, float]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return [(str(entry["folder"]), float(entry["weight"])) for entry in content["sources"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error!r}; prepare it again") from None
+
+
+def _write_mixture(out: Path, entries: list[Entry]) -> None:
+    from zaya_jax.data.cache import atomic_path
+
+    content = [
+        {"folder": subfolder(i, entry.source), "source": entry.source, "weight": entry.weight}
+        for i, entry in enumerate(entries)
+    ]
+    with atomic_path(out / MIXTURE) as scratch:
+        scratch.write_text(json.dumps({"sources": content}, indent=1) + "\n", encoding="utf-8")
+
+
+def _agreed(
+    used: Tokenizer | None,
+    entries: list[Entry],
+    opened: Mapping[Path, folders.Folder],
+    division: Division,
+) -> Tokenizer | None:
+    """The tokenizer that prepared sources ask for, and the one given, which must be the same."""
+    for folder, (index, _) in opened.items():
+        if index.division != division:
+            raise ValueError(
+                f"{folder} was prepared with heldout_fraction = {index.division.fraction} and "
+                f"heldout_max_bytes = {index.division.maximum}, the config has "
+                f"{division.fraction} and {division.maximum}"
+            )
+        used = used or folders.tokenizer_of(folder)
+        if used.sha256 != index.tokenizer_sha256:
+            raise ValueError(
+                f"{folder} was prepared with another tokenizer (sha256 "
+                f"{index.tokenizer_sha256[:12]}, not {used.sha256[:12]}): prepare it with this one"
+            )
+    return used
+
+
+def _trained(
+    surveys: Mapping[str, Survey],
+    rules: Rules,
+    division: Division,
+    vocab_size: int,
+    cache: Path,
+) -> Tokenizer:
+    """A BPE of the training parts of raw sources."""
+
+    def texts() -> Iterator[str]:
+        size = sum(int(found.sizes.sum()) for found in surveys.values())
+        with _bar(size, "training the tokenizer") as bar:
+            for source, found in surveys.items():
+                parts = division.parts(found)
+                for part, record in zip(parts, read(source, rules), strict=True):
+                    if part == 0:
+                        yield from _texts_of(record)
+                    bar.update(record.bytes)
+
+    digest = hashlib.sha256(repr(division.fraction).encode())
+    for found in surveys.values():
+        digest.update(found.info.sha256.encode())
+    return cached_bpe(
+        texts(),
+        vocab_size,
+        corpus_sha256=digest.hexdigest(),
+        folder=cache,
+        special_tokens=chat.SPECIAL_TOKENS,
     )
 
 
-def _part_info(documents: Sequence[Document], rows: PackedRows) -> PartInfo:
-    return PartInfo(
-        documents=len(documents),
-        bytes=sum(document.bytes for document in documents),
-        tokens=rows.stream.ids.size,
-        rows=len(rows),
+def _texts_of(record: Document | Conversation) -> Iterator[str]:
+    """What a tokenizer learns from: the text, or the texts in the messages."""
+    if isinstance(record, Document):
+        yield record.text
+        return
+    for message in record.messages:
+        yield from (value for value in message.values() if isinstance(value, str))
+
+
+def _where(source: str) -> str:
+    """What precedes a record's name to make it a path."""
+    path = Path(source).expanduser()
+    return f"{path if path.is_dir() else path.parent}/" if path.exists() else ""
+
+
+def _bar(total: int, what: str) -> tqdm:
+    """A progress line on a terminal, with the time left, once it takes long."""
+    return tqdm(
+        total=total,
+        desc=what,
+        unit="B",
+        unit_scale=True,
+        delay=_SLOW_SECONDS,
+        leave=False,
+        disable=None,
     )
-
-
-def _progress(items: Sequence[Any], what: str) -> Any:
-    """The items, with a progress line on a terminal once they take long."""
-    return tqdm(items, desc=what, delay=_SLOW_SECONDS, leave=False, disable=None)

@@ -81,6 +81,11 @@ class Tokenizer:
         self.bos_id: int | None = ids.get("bos")
         self.pad_id: int = ids.get("pad", self.eos_id)
 
+    def __reduce__(self) -> tuple:  # to worker processes goes the definition
+        ids = {"eos": self.eos_id, "bos": self.bos_id, "pad": self.pad_id}
+        given = {role: value for role, value in ids.items() if value is not None}
+        return _of_definition, (self._backend.to_str(), given)
+
     @classmethod
     def load(cls, path: Path | str, *, eos_id: int | None = None) -> Tokenizer:
         """Reads a `tokenizer.json`, or the one in a folder.
@@ -298,6 +303,10 @@ def cached_bpe(
     tokenizer = train_bpe(texts, vocab_size, special_tokens)
     tokenizer.save_file(file)
     return tokenizer
+
+
+def _of_definition(definition: str, ids: Mapping[str, int]) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(definition), ids=ids)
 
 
 def _ids_of_settings(file: Path, backend: tokenizers.Tokenizer) -> dict[str, int]:

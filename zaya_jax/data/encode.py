@@ -1,0 +1,78 @@
+"""Records to examples of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zaya_jax.data import chat
+from zaya_jax.data.example import Example
+from zaya_jax.data.readers import BadRecord, Conversation, Document, Record
+from zaya_jax.data.records import Table
+from zaya_jax.data.tokenizer import Tokenizer
+from zaya_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes texts, closing each with the end-of-sequence id, and conversations by a template.
+
+    Attributes:
+        tokenizer: of both.
+        template: of chats.
+        where: what precedes a record's name in messages.
+        skip_bad: leave records out that cannot be encoded, instead of raising.
+    """
+
+    tokenizer: Tokenizer
+    template: chat.ChatTemplate
+    where: str = ""
+    skip_bad: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash (hex) of all that the ids depend on beside the records."""
+        text = f"{self.tokenizer.sha256} {self.tokenizer.eos_id} {self.template.source}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __call__(self, records: Sequence[Record]) -> tuple[list[Example], Table]:
+        """Encodes records; of text all is learnt.
+
+        Raises:
+            BadRecord: a conversation that the template or its rules refuse; names it.
+        """
+        texts = [record.text for record in records if isinstance(record, Document)]
+        encoded = iter(self.tokenizer.encode_batch(texts))
+        kept: list[tuple[Example, Record]] = []
+        bad = 0
+        for record in records:
+            if isinstance(record, Document):
+                kept.append((self._text(next(encoded)), record))
+                continue
+            try:
+                kept.append((self._chat(record), record))
+            except UserError:  # of the tokenizer or the template: no record is to blame
+                raise
+            except ValueError as error:
+                if not self.skip_bad:
+                    raise BadRecord(
+                        f"{self.where}{record.name}: {error}. "
+                        "on_bad_record = 'skip' leaves such records out"
+                    ) from None
+                bad += 1
+        examples = [example for example, _ in kept]
+        names = [record.name for _, record in kept]
+        return examples, Table.of(examples, names, [record.bytes for _, record in kept], bad)
+
+    def _text(self, ids: list[int]) -> Example:
+        closed = np.array([*ids, self.tokenizer.eos_id], np.int32)
+        return Example(closed, np.ones(closed.size, bool), (), turns=0)
+
+    def _chat(self, record: Conversation) -> Example:
+        example = chat.encode(record.messages, self.tokenizer, self.template, record.tools)
+        if not example.turns or not example.learn.any():
+            raise ValueError("there is no assistant turn to learn from")
+        return example

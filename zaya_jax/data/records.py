@@ -1,0 +1,240 @@
+"""Encoded examples on disk: ArrayRecord shards, and beside each a table of what plans need.
+
+    train-00000-1f0c2a9b77d3.array_record    one record for each example
+    train-00000-1f0c2a9b77d3.npz             lengths, turns, think spans, names, bytes
+
+A record stands on its own: a header (tokens n, think spans k, assistant turns; uint32 each), the
+ids (n of uint16, or uint32 where the vocabulary needs it), the spans (k of start, stop, turn;
+uint32), and, of conversations, the mask of what is learnt (n bits). Little-endian throughout. The
+name of a shard ends in a hash of what went into it, so a shard that exists is the right one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from zaya_jax.data.cache import atomic_path
+from zaya_jax.data.example import Example, Think
+
+SUFFIX = ".array_record"
+_HEADER = struct.Struct("<III")
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """How ids are stored: uint16 where that is wide enough, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def to_bytes(example: Example, dtype: np.dtype) -> bytes:
+    """An example as a record. One with no assistant turns is text, all of which is learnt."""
+    parts = [
+        _HEADER.pack(len(example), len(example.thinks), example.turns),
+        example.ids.astype(dtype).tobytes(),
+        np.array(example.thinks, "<u4").tobytes(),
+    ]
+    if example.turns:
+        parts.append(np.packbits(example.learn).tobytes())
+    return b"".join(parts)
+
+
+def from_bytes(data: bytes, dtype: np.dtype) -> Example:
+    """What `to_bytes` made a record of.
+
+    Raises:
+        ValueError: the record is not of the length that its header says.
+    """
+    if len(data) < _HEADER.size:
+        raise ValueError(f"a record of {len(data)} bytes has no header")
+    tokens, spans, turns = _HEADER.unpack_from(data)
+    at = _HEADER.size
+    ends = at + tokens * dtype.itemsize, 12 * spans, -(-tokens // 8) if turns else 0
+    if sum(ends) != len(data):
+        raise ValueError(f"a record of {len(data)} bytes, its header says {sum(ends)}")
+    thinks = np.frombuffer(data, "<u4", 3 * spans, ends[0]).reshape(-1, 3).tolist()
+    learn = np.ones(tokens, bool)
+    if turns:
+        packed = np.frombuffer(data, np.uint8, offset=ends[0] + ends[1])
+        learn = np.unpackbits(packed, count=tokens).astype(bool)
+    ids = np.frombuffer(data, dtype, tokens, at).astype(np.int32)
+    return Example(ids, learn, tuple(Think(*think) for think in thinks), turns)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is known of n examples without reading their tokens.
+
+    Attributes:
+        lengths: [n] int64, tokens.
+        turns: [n] int32, assistant turns; 0 for text.
+        thinks: [k, 4] int32, example, start, stop and turn of every think span, in order.
+        sizes: [n] int64, bytes of the content that was encoded.
+        names: n names.
+        bad: records that could not be encoded and were left out.
+    """
+
+    lengths: np.ndarray
+    turns: np.ndarray
+    thinks: np.ndarray
+    sizes: np.ndarray
+    names: tuple[str, ...]
+    bad: int = 0
+
+    def __len__(self) -> int:
+        return self.lengths.size
+
+    @classmethod
+    def of(
+        cls, examples: Sequence[Example], names: Sequence[str], sizes: Sequence[int], bad: int = 0
+    ) -> Table:
+        """The table of examples at hand."""
+        thinks = [(i, *think) for i, example in enumerate(examples) for think in example.thinks]
+        return cls(
+            lengths=np.array([len(example) for example in examples], np.int64),
+            turns=np.array([example.turns for example in examples], np.int32),
+            thinks=np.array(thinks, np.int32).reshape(-1, 4),
+            sizes=np.array(sizes, np.int64),
+            names=tuple(names),
+            bad=bad,
+        )
+
+    @classmethod
+    def join(cls, tables: Sequence[Table]) -> Table:
+        """Tables one after the other."""
+        offsets = np.cumsum([0, *(len(table) for table in tables)])[:-1]
+        return cls(
+            lengths=_concatenate([table.lengths for table in tables], np.int64),
+            turns=_concatenate([table.turns for table in tables], np.int32),
+            thinks=np.concatenate(
+                [np.zeros((0, 4), np.int32)]
+                + [
+                    table.thinks + np.array([offset, 0, 0, 0], np.int32)
+                    for table, offset in zip(tables, offsets, strict=True)
+                ]
+            ),
+            sizes=_concatenate([table.sizes for table in tables], np.int64),
+            names=tuple(name for table in tables for name in table.names),
+            bad=sum(table.bad for table in tables),
+        )
+
+    def save(self, file: Path) -> None:
+        """Writes the table, whole or not at all."""
+        with atomic_path(file) as scratch:
+            np.savez(
+                scratch,
+                lengths=self.lengths,
+                turns=self.turns,
+                thinks=self.thinks,
+                sizes=self.sizes,
+                names=np.frombuffer("\0".join(self.names).encode(), np.uint8),
+                bad=np.array(self.bad),
+            )
+
+    @classmethod
+    def load(cls, file: Path) -> Table:
+        """Reads a table; raises what `np.load` does if it is damaged."""
+        with np.load(file, allow_pickle=False) as arrays:
+            names = arrays["names"].tobytes().decode()
+            fields = {name: arrays[name] for name in ("lengths", "turns", "thinks", "sizes")}
+            return cls(
+                **fields,
+                names=tuple(names.split("\0")) if fields["lengths"].size else (),
+                bad=int(arrays["bad"]),
+            )
+
+
+class Shard(NamedTuple):
+    """A file of examples: its name, the number of its records, and its size in bytes."""
+
+    file: str
+    records: int
+    bytes: int
+
+
+def write_shard(file: Path, examples: Sequence[Example], table: Table, vocab_size: int) -> None:
+    """Writes a shard and its table. The shard comes last: where it is, both are whole."""
+    table.save(file.with_suffix(".npz"))
+    dtype = id_dtype(vocab_size)
+    with atomic_path(file) as scratch:
+        writer = ArrayRecordWriter(str(scratch), "group_size:1")
+        for example in examples:
+            writer.write(to_bytes(example, dtype))
+        writer.close()
+
+
+class Store:
+    """The examples of a list of shards, read when they are asked for.
+
+    In memory are the table (some tens of bytes an example) and, once a shard was read from, the
+    index of its records; never the tokens.
+
+    Attributes:
+        table: of all examples, in order.
+        vocab_size: ids are below this.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], vocab_size: int):
+        """Opens shards.
+
+        Raises:
+            ValueError: one is missing, or not of the size it had when it was written.
+        """
+        for shard in shards:
+            file = folder / shard.file
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard.bytes:
+                raise ValueError(f"{file} is damaged: {size} bytes instead of {shard.bytes}")
+        self.vocab_size = vocab_size
+        self.table = Table.join(
+            [_load_table((folder / shard.file).with_suffix(".npz"), shard) for shard in shards]
+        )
+        self._files = [folder / shard.file for shard in shards]
+        self._first = np.cumsum([0, *(shard.records for shard in shards)])
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._dtype = id_dtype(vocab_size)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> Example:
+        """Reads an example.
+
+        Raises:
+            IndexError: no such example.
+            ValueError: it is damaged.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"example {number} is not below {len(self)}")
+        shard = int(np.searchsorted(self._first, number, side="right")) - 1
+        file = self._files[shard]
+        try:
+            if shard not in self._readers:
+                options = "readahead_buffer_size:0,max_parallelism:0"  # for access at random
+                self._readers[shard] = ArrayRecordReader(str(file), options)
+            (data,) = self._readers[shard].read([int(number - self._first[shard])])
+            example = from_bytes(data, self._dtype)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        if len(example) != self.table.lengths[number] or example.ids.max() >= self.vocab_size:
+            raise ValueError(f"{file} is damaged: it does not fit its table or its vocabulary")
+        return example
+
+
+def _load_table(file: Path, shard: Shard) -> Table:
+    try:
+        table = Table.load(file)
+    except Exception as error:  # what a damaged archive raises is not documented
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if len(table) != shard.records:
+        raise ValueError(f"{file} is damaged: {len(table)} examples instead of {shard.records}")
+    return table
+
+
+def _concatenate(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *arrays])
