@@ -34,17 +34,12 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
         given = str(_tokenizer_of(train.init_from))
     try:
         prepared = data_lib.prepare(
-            source=section.source,
-            tokenizer=given,
+            section,
             vocab_size=experiment.model.vocab_size,
             sequence_length=train.sequence_length,
             batch_size=train.batch_size,
             seed=train.seed,
-            heldout_fraction=section.heldout_fraction,
-            heldout_max_bytes=section.heldout_max_bytes,
-            text_field=section.text_field,
-            on_bad_text=section.on_bad_text,
-            cache_dir=Path(section.cache_dir),
+            tokenizer=given,
         )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"data.source = {section.source!r}: {error}") from error
