@@ -52,10 +52,20 @@ def test_one_that_raises_is_told_and_hides_nothing(fake_op):
     def broken(x, power):
         raise NotImplementedError("no such tile")
 
-    table = {"triton": broken, "xla": lambda x, power: {"y": x * x}, "reference": power}
+    table = {"fused": broken, "xla": lambda x, power: {"y": x * x}, "reference": power}
     checks = fake_op("square", table)
     assert [check.ok for check in checks] == [False, True, False, True]
     assert "no such tile" in checks[0].note
+
+
+def test_a_gpu_kernel_is_not_tried_without_a_gpu(fake_op, monkeypatch):
+    def kernel(x, power):
+        raise AssertionError("called")
+
+    monkeypatch.delenv(dispatch.interpret.VARIABLE, raising=False)
+    monkeypatch.setattr(dispatch, "platform", lambda: "cpu")
+    checks = fake_op("square", {"triton": kernel, "xla": power, "reference": power})
+    assert all(check.implementation == "xla" for check in checks)
 
 
 def test_a_missing_op_fails():

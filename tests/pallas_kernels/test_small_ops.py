@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import cca_mix, dispatch, residual_norm, router
+from pallas_kernels import cca_mix, residual_norm, router
 from pallas_kernels.cca_mix import example as cca_example
 from pallas_kernels.router import example as router_example
 
@@ -125,10 +125,3 @@ def test_residual_norm_adds_the_bias_before_the_scale():
     )
     np.testing.assert_allclose(stream, (1 + 3) * 2 + (1 + 7) * 5)
     np.testing.assert_allclose(normed, 0.5, rtol=1e-6)
-
-
-@pytest.mark.parametrize("op", dispatch.OPS)
-def test_unknown_implementation_names_the_accepted_ones(op):
-    table = dispatch.load(op).IMPLEMENTATIONS
-    with pytest.raises(ValueError, match=f"{op}.*'fastest'.*auto.*reference"):
-        dispatch.resolve(op, table, "fastest")
