@@ -179,10 +179,10 @@ def _tokenise(
     check_tokenizer(tokenizer, template, THINK if tagged else ())
     controls = _controls(tokenizer)
     pattern = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
-    tools = parse_tools(tools)
-    _check_names(chat, "messages", pattern)
-    _check_names(tools, "tools", pattern)
-    rendered = template.trace(chat, tools, **variables)
+    rendered = template.trace(chat, parse_tools(tools), **variables)
+    for text in rendered.unmarked:
+        if found := pattern.search(text):
+            raise ValueError(f"the field or type {text!r} holds the control token {found[0]}")
 
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
@@ -251,20 +251,6 @@ def _encode_text(
     return ids, offsets
 
 
-def _check_names(value: Any, path: str, pattern: re.Pattern) -> None:
-    """Names of fields get no marks, so they must not hold control tokens."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if found := pattern.search(name):
-                raise ValueError(f"{path}: the field {name!r} holds the control token {found[0]}")
-            if name == "type" and isinstance(item, str) and pattern.search(item):
-                raise ValueError(f"{path}.type is {item!r}, which holds a control token")
-            _check_names(item, f"{path}.{name}", pattern)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_names(item, f"{path}[{i}]", pattern)
-
-
 Turns = list[list[tuple[int, int]]]
 """For each assistant turn: the character ranges of what is learnt."""
 
@@ -292,11 +278,7 @@ def _turns_of_headers(
     variables: dict[str, Any],
 ) -> Turns:
     """Turns by the header before their text and the special token after it."""
-    probe = [{"role": "user", "content": "x"}]
-    without = template.conversation(probe, None, **variables)
-    header = template.conversation(probe, None, **variables | {"add_generation_prompt": True})
-    header = header.removeprefix(without)
-    headers = [header, header.split(THINK[0])[0]]  # the second for turns that do not think
+    openings = _openings(template, variables)
     inner = {tokenizer.id_of(name) for name in (*THINK, *TOOL_TAGS)}
     ends = tokens.stops[tokens.control & ~np.isin(tokens.ids, [i for i in inner if i is not None])]
 
@@ -309,8 +291,8 @@ def _turns_of_headers(
         )
         starts = [
             at + len(opening)
-            for opening in headers
-            if own and opening and (at := text.text.rfind(opening, before, own[0].start)) >= 0
+            for opening in openings
+            if own and (at := text.text.rfind(opening, before, own[0].start)) >= 0
         ]
         closings = ends[(ends > own[-1].stop) & (ends <= after)] if own else ends[:0]
         if not starts or not closings.size:
@@ -321,6 +303,22 @@ def _turns_of_headers(
             )
         turns.append([(starts[0], int(closings[0]))])
     return turns
+
+
+def _openings(template: ChatTemplate, variables: dict[str, Any]) -> list[str]:
+    """What may stand before a turn's text, the most telling first.
+
+    The header that the generation prompt adds; without one, as in templates that close the user's
+    turn with a word to the model, all that follows the user's text. Each also without a think tag
+    at its end, for turns that do not think.
+    """
+    probe = [{"role": "user", "content": "x"}]
+    without = template.conversation(probe, None, **variables)
+    asked = template.trace(probe, None, **variables | {"add_generation_prompt": True})
+    header = asked.text.removeprefix(without)
+    rest = asked.text[asked.data[-1].stop :] if asked.data else ""
+    openings = [header, header.split(THINK[0])[0], rest, rest.split(THINK[0])[0]]
+    return [opening for opening in openings if opening]
 
 
 def _thinks(tokens: _Tokens, turns: Turns, tokenizer: Tokenizer) -> tuple[Think, ...]:

@@ -46,11 +46,14 @@ class Rendered(NamedTuple):
         data: the parts of it that came from messages or tools, in order. White space at their ends
             is not counted, nor are think tags in an assistant's content.
         generated: (start, stop) of the template's `{% generation %}` blocks, in order.
+        unmarked: names of fields, and texts that templates compare with constants: wherever they
+            stand in `text`, they are not among `data`.
     """
 
     text: str
     data: tuple[Span, ...]
     generated: tuple[tuple[int, int], ...]
+    unmarked: frozenset[str]
 
 
 class ChatTemplate(Template):
@@ -156,6 +159,7 @@ class _Fence:
 
     def __init__(self, left: str, right: str):
         self._left, self._right = left, right
+        self._unmarked: set[str] = set()
 
     def message(self, message: Mapping[str, Any], number: int) -> dict[str, Any]:
         """A message with its texts between marks; think tags of an assistant stay outside."""
@@ -177,13 +181,19 @@ class _Fence:
         if isinstance(value, list):
             return [self.value(item, number, names=names) for item in value]
         if isinstance(value, dict):
-            return {
-                self._text(key, number) if names else key: item
-                if key in _UNMARKED and not names
-                else self.value(item, number, names=self._names(key, names, number))
-                for key, item in value.items()
-            }
+            return dict(self._item(*item, number, names) for item in value.items())
         return value
+
+    def _item(self, key: str, item: Any, number: int, names: bool) -> tuple[str, Any]:
+        if names:
+            marked = self._text(key, number)
+        elif key in _UNMARKED and isinstance(item, str):
+            self._unmarked |= {key, item}
+            return key, item
+        else:
+            self._unmarked.add(key)
+            marked = key
+        return marked, self.value(item, number, names=self._names(key, names, number))
 
     @staticmethod
     def _names(field: str, inherited: bool, number: int) -> bool:
@@ -223,7 +233,9 @@ class _Fence:
                 return None
         text = "".join([*pieces, marked[last:]])
         whole = inside is None and block is None
-        return Rendered(text, tuple(data), tuple(generated)) if whole else None
+        if not whole:
+            return None
+        return Rendered(text, tuple(data), tuple(generated), frozenset(self._unmarked))
 
 
 def _setting(file: Path) -> str | None:
