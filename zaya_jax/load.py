@@ -14,8 +14,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
-from zaya_jax.config import Model, Ops
+from zaya_jax import config as config_lib
+from zaya_jax.config import Experiment, Model, Ops
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.model import forms
@@ -135,6 +137,45 @@ def load(
     )
     opens_with_bos = tokenizer is not None and _opens_with_bos(tokenizer_dir)
     return Loaded(model, params, biases, tokenizer, source, opens_with_bos)
+
+
+def experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """The frozen form of a config whose model section may be open (see `config.open_model`).
+
+    What it leaves open is read from `train.init_from`: its config alone, no weights.
+
+    Raises:
+      UserError: there are open fields, but no `train.init_from` or nothing that `locate` knows;
+        mistakes, as `config.from_dict` says.
+    """
+    data = config.to_dict()
+    is_open = list(config_lib.left_open(data.get("model", {})))
+    if is_open:
+        init_from = data.get("train", {}).get("init_from")
+        if init_from is None:
+            raise UserError(
+                f"the config leaves its model open ({is_open[0]} and {len(is_open) - 1} more "
+                "fields): it is read from the weights to start from, so set train.init_from"
+            )
+        data["model"] = config_lib.fill(data["model"], model_of(init_from))
+    return config_lib.from_dict(data)
+
+
+def model_of(path: str | Path) -> Model:
+    """The model section of what `load` reads, without its weights; special ids of the tokenizer.
+
+    Raises:
+      UserError: as `load`.
+    """
+    source = locate(Path(path).expanduser())
+    if source.kind == "folder":
+        folder = importlib.import_module("zaya_jax.hf").open_folder(source.path)
+        model, tokenizer_dir = folder.model, folder.tokenizer_dir
+    else:
+        workdir = importlib.import_module("zaya_jax.train.workdir")
+        model, tokenizer_dir = workdir.read_config(source.path).model, source.path / TOKENIZER
+    tokenizer = _open_tokenizer(tokenizer_dir, None)
+    return model if tokenizer is None else _with_ids_of(tokenizer, model)
 
 
 def locate(path: Path) -> Source:

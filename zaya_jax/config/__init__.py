@@ -18,6 +18,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from zaya_jax.config.checks import check, check_model
+from zaya_jax.config.inherit import fill, left_open, open_model
 from zaya_jax.config.schema import (
     Attention,
     Balance,
@@ -52,8 +53,11 @@ __all__ = [
     "Train",
     "check",
     "check_model",
+    "fill",
     "freeze",
     "from_dict",
+    "left_open",
+    "open_model",
     "to_config_dict",
     "to_dict",
 ]

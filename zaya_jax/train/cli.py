@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from zaya_jax import config, options
+from zaya_jax import options
 
 
 def define_flags() -> None:
@@ -19,9 +19,11 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0 when all was done, 128 + the signal's number when one stopped the run."""
-    experiment = config.freeze(options.require("config"))
-    folder = Path(options.require("workdir"))
-    from zaya_jax.train import loop  # not above: `--help` needs no jax
+    settings, folder = options.require("config"), Path(options.require("workdir"))
+    from zaya_jax import load  # not above: `--help` needs no jax
+    from zaya_jax.train import loop
+
+    experiment = load.experiment(settings)
 
     result = loop.train(experiment, folder)
     options.write_json(
