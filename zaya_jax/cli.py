@@ -50,6 +50,14 @@ VERBS: Mapping[str, Verb] = {
             "train --config=experiments/zaya1_tiny.py --config.train.steps=200 --workdir=runs/t",
         ),
     ),
+    "data": Verb(
+        "zaya_jax.data.cli",
+        "prepare data offline, and look at it",
+        (
+            "data --config=experiments/zaya1_tiny.py --out=prepared/tiny",
+            "data --config=experiments/zaya1_tiny.py --row=3",
+        ),
+    ),
     "generate": Verb(
         "zaya_jax.infer.cli",
         "continue a prompt",

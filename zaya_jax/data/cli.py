@@ -1,0 +1,115 @@
+"""Prepares the data of a config offline: encoded once, to be trained on at any context length.
+
+A preparation that was ended, in whatever way, goes on with what is done when the command is given
+again. Without --out the examples go where training would put them, into data.cache_dir."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from zaya_jax import config, options
+from zaya_jax.data import Prepared, prepare, show
+from zaya_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """See `zaya_jax.options`."""
+    options.config()
+    options.out("folder for the prepared data, to train from with --config.data.source=FOLDER")
+    flags.DEFINE_integer("workers", None, "processes that encode (default: one a core)")
+    flags.DEFINE_integer("row", None, "show this row of the training data as text")
+    options.json()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0; mistakes raise."""
+    experiment = config.freeze(options.require("config"))
+    out = None if FLAGS.out is None else Path(FLAGS.out)
+    data, train = experiment.data, experiment.train
+    workers = _workers()
+    if out is not None:
+        _check_folder(out)
+    given = data.tokenizer
+    try:
+        prepared = prepare(
+            data,
+            vocab_size=experiment.model.vocab_size,
+            sequence_length=train.sequence_length,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            tokenizer=given,
+            out=out,
+            workers=workers,
+        )
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise UserError(f"data: {error}") from error
+    except OSError as error:
+        raise UserError(f"--out={out or data.cache_dir}: cannot write there: {error}") from error
+    histograms = [show.histogram(lengths) for lengths in _lengths(prepared)]
+    for line in show.summary(prepared.info, histograms):
+        print(line)
+    record = prepared.info.as_json()
+    for name, counts in zip(record["sources"], histograms, strict=True):
+        record["sources"][name]["lengths"] = counts
+    if FLAGS.row is not None:
+        text = _row(prepared, FLAGS.row)
+        print(text)
+        record["row"] = {"number": FLAGS.row, "text": text}
+    options.write_json(record)
+    if out is not None:
+        print(f"done: {out}", file=sys.stderr)
+        print(
+            f"  python launch.py train --config={experiment.name} --config.data.source={out} ...",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _workers() -> int:
+    if FLAGS.workers is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        return len(affinity(0)) if affinity else os.cpu_count() or 1
+    if FLAGS.workers < 0:
+        raise UserError(f"--workers={FLAGS.workers}: expected 0 (this process) or more")
+    return FLAGS.workers
+
+
+def _check_folder(out: Path) -> None:
+    """Refuses a folder that holds other things than prepared data."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: is a file, expected a folder")
+    known = {"mixture.json"}
+    others = [
+        path.name
+        for path in (out.iterdir() if out.is_dir() else ())
+        if path.name not in known and not (path.is_dir() and path.name[:1].isdigit())
+    ]
+    if others:
+        raise UserError(
+            f"--out={out} holds {others[0]!r}, which is no prepared data: give a new folder"
+        )
+
+
+def _lengths(prepared: Prepared) -> list[np.ndarray]:
+    """Tokens of every training example, source by source."""
+    rows = prepared.train.rows
+    parts = getattr(rows, "parts", (rows,))
+    return [part.examples.table.lengths for part in parts]
+
+
+def _row(prepared: Prepared, number: int) -> str:
+    rows = prepared.train.rows
+    if not 0 <= number < len(rows):
+        raise UserError(f"--row={number}: there are rows 0 to {len(rows) - 1}")
+    shown = show.row(rows.take(np.array([number])), prepared.tokenizer)
+    return "\n".join([f"row {number} of {len(rows):,}:", *shown])
