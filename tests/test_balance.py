@@ -9,7 +9,9 @@ import pytest
 from hypothesis import strategies as st
 
 from zaya_jax import balance
-from zaya_jax.config import BALANCERS, Attention, Balance, Model, Router
+from zaya_jax.config import Attention, Balance, Model, Router
+from zaya_jax.config.schema import BALANCERS
+from zaya_jax.model.block import RouterStats
 
 MODEL = Model(
     vocab_size=32,
@@ -29,7 +31,7 @@ def test_the_error_is_that_of_equation_5():
 
 
 @hypothesis.given(
-    st.lists(st.lists(st.integers(0, 50_000), min_size=5, max_size=5), min_size=1, max_size=3),
+    st.lists(st.lists(st.integers(0, 50_000), min_size=5, max_size=5), min_size=2, max_size=2),
     st.integers(1, 5),
 )
 def test_errors_sum_to_zero_and_leave_other_classes_alone(counts, experts):
@@ -46,14 +48,28 @@ def test_registry_offers_what_the_config_accepts():
     assert set(balance.CONTROLLERS) == set(BALANCERS)
 
 
-def test_overloaded_biases_fall_and_the_skip_bias_never_moves():
-    controller = balance.controller(Balance(rate=1e-2))
-    biases = jnp.array([0.0, 0.0, 0.0, -1.0])
-    state = controller.init(biases)
-    for _ in range(50):
-        updates, state = controller.update(balance.error(jnp.array([8, 1, 3, 7]), 3), state, biases)
+def run(config, errors, start):
+    """The biases [steps, classes] after each error."""
+    controller = balance.controller(config)
+
+    @jax.jit
+    def step(carry, error):
+        biases, state = carry
+        updates, state = controller.update(error, state, biases)
         biases = optax.apply_updates(biases, updates)
-    assert biases[0] < -0.1 and biases[1] > 0.1 and biases[3] == -1
+        return (biases, state), biases
+
+    start = jnp.asarray(start)
+    return np.asarray(jax.lax.scan(step, (start, controller.init(start)), errors)[1])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BALANCERS if kind != "none"])
+def test_overloaded_biases_fall_and_the_skip_bias_never_moves(kind):
+    config = Balance(kind=kind, rate=1e-2, kd=0.05)
+    error = balance.error(jnp.array([8, 1, 3, 7]), 3)
+    biases = run(config, jnp.tile(error, (50, 1)), [0.0, 0.0, 0.0, -1.0])
+    assert biases[-1, 0] < -0.1 and biases[-1, 1] > 0.1
+    np.testing.assert_array_equal(biases[:, 3], -1)
 
 
 def test_none_moves_nothing():
@@ -62,30 +78,40 @@ def test_none_moves_nothing():
     assert not np.any(updates)
 
 
-def test_adamw_balances_a_skewed_router():
-    # A router that does not learn, with favourites: only the biases can spread its tokens.
-    experts, tokens = 8, 2048
-    keys = jax.random.split(jax.random.key(0), 2)
-    logits = jax.random.normal(keys[0], (experts,)) + jax.random.normal(keys[1], (tokens, experts))
-    probabilities = jax.nn.softmax(logits)
-    controller = balance.controller(Balance(rate=2e-3))
+def test_sign_moves_by_its_rate_and_only_where_there_is_an_error():
+    biases = run(Balance(kind="sign", rate=0.25), jnp.array([[0.5, -1e-3, 0.0]]), [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(biases[0], [-0.25, 0.25, 0])
 
-    def counts(biases):
-        return jnp.bincount(jnp.argmax(probabilities + biases, axis=1), length=experts)
 
-    @jax.jit
-    def step(carry, _):
-        biases, state = carry
-        found = counts(biases)
-        updates, state = controller.update(balance.error(found, experts), state, biases)
-        share = found / tokens
-        entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(share), 0)) / jnp.log(experts)
-        return (optax.apply_updates(biases, updates), state), entropy
+@hypothesis.given(
+    gains=st.tuples(*[st.floats(0, 1)] * 3),
+    decay=st.floats(0, 0.99),
+    limit=st.floats(0.01, 1),
+    seed=st.integers(0, 99),
+)
+def test_pid_is_the_textbook_one(gains, decay, limit, seed):
+    """Its updates add up to the positional form, from any start."""
+    kp, ki, kd = gains
+    errors = np.random.default_rng(seed).uniform(-0.5, 0.5, (30, 4)).astype(np.float32)
+    config = Balance(kind="pid", kp=kp, ki=ki, kd=kd, integral_limit=limit, derivative_decay=decay)
+    start = np.array([0.0, 0.5, -0.5, -1.0], np.float32)
+    integral, derivative, last, expected = 0.0, 0.0, 0.0, []
+    for error in errors.astype(np.float64):
+        integral = np.clip(integral + ki * error, -limit, limit)
+        derivative = decay * derivative + (1 - decay) * (error - last)
+        last = error
+        expected.append(start - (kp * error + integral + kd * derivative))
+    np.testing.assert_allclose(run(config, jnp.asarray(errors), start), expected, atol=1e-5)
 
-    start = jnp.zeros(experts)
-    _, entropy = jax.lax.scan(step, (start, controller.init(start)), length=400)
-    assert entropy[0] < 0.9
-    assert entropy[-50:].min() > 0.99
+
+def test_the_integral_term_stays_within_its_limit():
+    error = jnp.tile(jnp.array([0.75, -0.25, -0.25, -0.25]), (100, 1))
+    config = Balance(kind="pid", kp=0.0, ki=0.1, integral_limit=0.5)
+    bounded = run(config, error, jnp.zeros(4))
+    np.testing.assert_allclose(bounded[-1], [-0.5, 0.5, 0.5, 0.5], atol=1e-5)
+    # And leaves it at once when the error turns.
+    turned = run(config, jnp.concatenate([error, -error[:1]]), jnp.zeros(4))
+    np.testing.assert_allclose(turned[-1] - turned[-2], 0.1 * error[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
@@ -96,3 +122,44 @@ def test_every_layer_gets_its_own_error(layers):
     expected = balance.error(counts, 3)
     rows = jnp.concatenate([jnp.atleast_2d(found[path]) for path in sorted(found)])
     np.testing.assert_array_equal(rows, expected)
+
+
+def stats_of(counts, probability, z=(0.0,)):
+    none = jnp.zeros(())
+    return RouterStats(
+        jnp.asarray(counts), none, none, jnp.asarray(probability), jnp.asarray(z), none
+    )
+
+
+def test_without_weights_there_are_no_losses_and_nothing_is_computed():
+    found = balance.losses(Balance(), MODEL, stats=None)  # would fail if it were looked at
+    assert found == 0.0 and isinstance(found, float)
+
+
+def test_even_loads_cost_one_and_a_favourite_costs_more():
+    even = balance.load_loss(jnp.array([5, 5, 5, 9]), jnp.array([0.2, 0.2, 0.2, 0.4]), 3)
+    assert even == pytest.approx(1)
+    favoured = balance.load_loss(jnp.array([8, 1, 1, 9]), jnp.array([0.6, 0.1, 0.1, 0.2]), 3)
+    f, p = np.array([0.8, 0.1, 0.1]), np.array([6, 1, 1]) / 8
+    assert favoured == pytest.approx(3 * np.sum(f * p)) and favoured > 1.5
+
+
+def test_losses_are_weighted_means_over_layers():
+    counts = [[8, 1, 1, 9], [5, 5, 5, 9], [0, 0, 0, 7], [1, 1, 8, 0]]
+    probability = [[0.6, 0.1, 0.1, 0.2]] * 4
+    stats = stats_of(counts, probability, [1.0, 2.0, 3.0, 6.0])
+    each = [balance.load_loss(jnp.array(c), jnp.array(probability[0]), 3) for c in counts]
+    assert each[2] == 0  # no token went to an expert
+    found = balance.losses(Balance(aux_loss=0.1, z_loss=0.01), MODEL, stats)
+    assert found == pytest.approx(0.1 * np.mean(each) + 0.01 * 3, rel=1e-6)
+
+
+def test_the_gradient_lowers_the_probability_of_the_overloaded_and_leaves_the_skip_class():
+    counts = jnp.array([8, 1, 1, 9])
+
+    def loss(logits):
+        return balance.load_loss(counts, jax.nn.softmax(logits), 3)
+
+    gradient = jax.grad(loss)(jnp.array([0.3, 0.1, 0.2, 1.0]))
+    assert gradient[0] > 0 > max(gradient[1], gradient[2])
+    assert gradient[3] == pytest.approx(0, abs=1e-7)
