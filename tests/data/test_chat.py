@@ -4,7 +4,8 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import Tokenizer as Backend
 
 from zaya_jax.data import chat
 from zaya_jax.data.chat import ChatTemplate
@@ -227,6 +228,29 @@ def test_three_names_of_thinking_and_text_parts(tokenizer):
     assert chat.render([user()], tokenizer, CHATML, add_generation_prompt=True).endswith(
         "<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@given(conversations)
+def test_a_sentencepiece_vocabulary(messages):
+    """As Gemma's and ZAYA's: U+2581 for spaces, bytes as <0xNN>, line breaks as added tokens."""
+    tokens = ["<eos>", "\u2581", "a", "b", "\u2581a", *(f"<0x{b:02X}>" for b in range(256))]
+    backend = Backend(
+        models.BPE({t: i for i, t in enumerate(tokens)}, [("\u2581", "a")], byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_tokens([AddedToken("\n", normalized=False), AddedToken("\n\n", normalized=False)])
+    backend.add_special_tokens(["<eos>", *chat.SPECIAL_TOKENS])
+    form = Tokenizer(backend)
+    text = chat.render(messages, form, CHATML)
+    example = chat.encode(messages, form, CHATML)
+    backend.encode_special_tokens = False  # finds special tokens in text, as transformers does
+    assert example.ids.tolist() == backend.encode(text, add_special_tokens=False).ids
+    backend.encode_special_tokens = True
+    unmarked = chat.encode(messages, form, UNMARKED)
+    assert unmarked.learn.tolist() == example.learn.tolist()
 
 
 # --- Nobody forges control tokens ------------------------------------------------------------

@@ -59,6 +59,30 @@ def test_training_stops_early_on_a_tiny_text_and_refuses_tiny_vocabularies():
         train_bpe(["ab"], 100)
 
 
+def test_further_special_tokens_follow_the_three(tmp_path, documents):
+    texts = [document.text for document in documents] + ["<a><|b|>"]
+    made = train_bpe(texts, 322, ["<a>", "<|b|>"])
+    assert (made.pad_id, made.eos_id, made.bos_id) == (0, 1, 2)
+    assert (made.id_of("<a>"), made.id_of("<|b|>"), made.id_of("<c>")) == (3, 4, None)
+    assert made.special_ids == {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<a>": 3, "<|b|>": 4}
+    assert made.name_of(4) == "<|b|>" and made.vocab_size == 322
+    assert not {3, 4} & set(made.encode("<a><|b|>"))
+    made.save(tmp_path)
+    assert Tokenizer.load(tmp_path).special_ids == made.special_ids
+    with pytest.raises(ValueError, match="vocab_size is 260.*at least 261: 5 special tokens"):
+        train_bpe(texts, 260, ["<a>", "<|b|>"])
+    for wrong in (["<a>", "<a>"], ["<eos>"], [""]):
+        with pytest.raises(ValueError, match="must be different and not empty"):
+            train_bpe(texts, 322, wrong)
+
+
+def test_offsets_tell_the_characters_of_each_id(tokenizer):
+    ids, offsets = tokenizer.encode_with_offsets("def 😀")
+    assert ids == tokenizer.encode("def 😀")
+    assert offsets[0][0] == 0 and offsets[-1] == (4, 5)
+    assert all(a[1] == b[0] or a == b for a, b in zip(offsets, offsets[1:], strict=False))
+
+
 def test_cache_is_used_and_a_damaged_one_rebuilt(tmp_path, documents, tokenizer):
     texts = [document.text for document in documents]
     options = dict(corpus_sha256="0" * 64, folder=tmp_path)
@@ -69,6 +93,8 @@ def test_cache_is_used_and_a_damaged_one_rebuilt(tmp_path, documents, tokenizer)
     with pytest.warns(UserWarning, match="training the tokenizer again"):
         assert cached_bpe(texts, 320, **options).sha256 == tokenizer.sha256
     assert Tokenizer.load(file).sha256 == tokenizer.sha256
+    chat = cached_bpe(texts, 320, **options, special_tokens=["<a>"])
+    assert chat.id_of("<a>") == 3 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_saved_folder_loads_in_transformers(tmp_path, tokenizer):
