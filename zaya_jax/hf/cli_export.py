@@ -1,7 +1,8 @@
 """Writes a Hugging Face folder: weights, config, tokenizer and a model card.
 
 What is exported in the layout it was imported from comes back byte for byte. What `zaya` cannot
-express is refused, field by field.
+express is refused, field by field. A LoRA run is written with its adapters merged; --adapter writes
+these alone, for PEFT.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.hf.exporter import convert_folder, write_folder
 from zaya_jax.hf.folder import open_folder
 from zaya_jax.hf.names import LEGACY, NATIVE
+from zaya_jax.hf.peft import write_adapter
 
 FLAGS = flags.FLAGS
 
@@ -38,6 +40,7 @@ def define_flags() -> None:
         "dtype", "source", ["source", "bfloat16", "float32"], "of the parameters; source keeps it"
     )
     flags.DEFINE_bool("overwrite", False, "replace an earlier export")
+    flags.DEFINE_bool("adapter", False, "only the adapters of a LoRA run, in PEFT's layout")
 
 
 def main(argv: list[str]) -> None:
@@ -51,6 +54,9 @@ def main(argv: list[str]) -> None:
         "progress": "export",
     }
     source = load.locate(Path(path).expanduser())
+    if FLAGS.adapter:
+        export_adapter(source, out)
+        return
     if source.kind == "folder":
         convert_folder(open_folder(source.path), out, layout=FLAGS.layout, **choices)
     else:
@@ -85,6 +91,55 @@ def main(argv: list[str]) -> None:
     options.write_json(record)
 
 
+def export_adapter(source: load.Source, out: str) -> None:
+    """Writes the adapters of a LoRA run in PEFT's layout, and says how to load them.
+
+    Raises:
+      UserError: this is no LoRA run, or other options were given that speak of whole models.
+    """
+    if source.kind != "run":
+        raise UserError(f"--adapter: --model={source.path} is no run, and has no adapters")
+    for name, given in (
+        ("layout", FLAGS.layout is not None),
+        ("dtype", FLAGS.dtype != "source"),
+        ("max_shard_gb", FLAGS.max_shard_gb is not None),
+    ):
+        if given:
+            raise UserError(f"--{name} does not go with --adapter")
+    # Named, not imported: the room `train` reads folders, so it imports this one.
+    weights = importlib.import_module("zaya_jax.train.weights")
+    step = step_of(source)
+    experiment, adapters, _ = weights.restore_trained(source.path, step=step)
+    model, lora, base = experiment.model, experiment.lora, experiment.train.init_from
+    if lora.rank == 0:
+        raise UserError(f"--adapter: the run {source.path} trained all parameters: lora.rank = 0")
+    write_adapter(
+        model,
+        lora,
+        adapters,
+        out,
+        base=base,
+        tokenizer_dir=source.path / load.TOKENIZER,
+        overwrite=FLAGS.overwrite,
+    )
+    record = {
+        "model": str(source.path),
+        "out": str(out),
+        "step": step,
+        "base": base,
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "targets": list(lora.targets),
+        "parameters": sum(value.size for value in adapters.values()),
+    }
+    print(
+        f"{out}: adapters of rank {lora.rank} on {', '.join(lora.targets)}, "
+        f"{record['parameters']:,} parameters, for the base {base}"
+    )
+    print(f"next: peft.PeftModel.from_pretrained(base, {str(out)!r})")
+    options.write_json(record)
+
+
 def step_of(source: load.Source) -> int:
     """The checkpoint that was named, or the newest of the run.
 
@@ -114,7 +169,13 @@ def training_facts(run: Path, step: int) -> dict[str, object]:
             f"{step:,} steps of {train.batch_size} rows of {train.sequence_length} tokens"
         ),
     }
-    # Named, not imported: the room `train` reads folders, so it imports this one.
+    if train.init_from is not None:
+        facts["started from"] = train.init_from
+    if experiment.lora.rank:
+        lora = experiment.lora
+        facts["trained"] = (
+            f"LoRA adapters of rank {lora.rank} on {', '.join(lora.targets)}, merged here"
+        )
     metrics = importlib.import_module("zaya_jax.train.metrics")
     scores = [
         record
