@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,8 +178,7 @@ def _tokenise(
         message["role"] == "assistant" and THINK_TAG.search(message["content"]) for message in chat
     )
     check_tokenizer(tokenizer, template, THINK if tagged else ())
-    controls = _controls(tokenizer)
-    pattern = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
+    controls, pattern = _controls(tokenizer)
     rendered = template.trace(chat, parse_tools(tools), **variables)
     for text in rendered.unmarked:
         if found := pattern.search(text):
@@ -208,10 +208,16 @@ def _tokenise(
     )
 
 
-def _controls(tokenizer: Tokenizer) -> dict[str, int]:
-    """Control tokens by name: the special ones, and those of ours that are not marked special."""
+@lru_cache(maxsize=4)
+def _controls(tokenizer: Tokenizer) -> tuple[dict[str, int], re.Pattern]:
+    """Control tokens by name, and a pattern that finds them, the longest first.
+
+    They are the special ones, and those of ours that the vocabulary does not mark as special.
+    """
     ours = {name: tokenizer.id_of(name) for name in SPECIAL_TOKENS}
-    return tokenizer.special_ids | {name: i for name, i in ours.items() if i is not None}
+    controls = tokenizer.special_ids | {name: i for name, i in ours.items() if i is not None}
+    names = sorted(controls, key=len, reverse=True)
+    return controls, re.compile("|".join(map(re.escape, names)) or "(?!)")
 
 
 def _control_places(rendered: Rendered, pattern: re.Pattern) -> Iterable[tuple[int, int]]:
