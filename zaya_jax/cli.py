@@ -92,6 +92,11 @@ VERBS: Mapping[str, Verb] = {
         "plots, tables and report.html of a run",
         ("report --workdir=runs/tiny", "report --workdir=runs/tiny --json=report.json"),
     ),
+    "kernels": Verb(
+        "zaya_jax.aot.cli",
+        "compile every kernel for MI300X and H100, no GPU needed, and count its work",
+        ("kernels --target=mi300x,h100", "kernels --target=mi300x --op=attention --form=prefill"),
+    ),
     "bench": Verb(
         "zaya_jax.bench.cli",
         "measure prefill, training and decoding side by side with a peer",

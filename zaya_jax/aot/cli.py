@@ -1,0 +1,190 @@
+"""Compiles every Pallas kernel for GPUs that need not be here, forward and backward, at the 8B's
+shapes, and prints what the machine code costs beside the least that the hardware allows.
+
+Exit status 0 only if every kernel compiles and keeps to its target's limits: no spills, no scratch,
+shared memory within bounds, matrix instructions in every kernel that multiplies matrices, no
+float32 product at reduced precision. docs/aot.md explains the columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from absl import flags
+
+from pallas_kernels.shapes import FORMS
+from zaya_jax import options
+from zaya_jax.aot import kernels, roofline
+from zaya_jax.aot.compiler import Compiler
+from zaya_jax.aot.report import Kernel, Launch, Report
+from zaya_jax.aot.second_opinion import SecondOpinion
+from zaya_jax.aot.targets import TARGETS, Target, target_of
+from zaya_jax.errors import UserError, hint
+
+FLAGS = flags.FLAGS
+
+HEAD = (
+    f"{'kernel':<28} {'form':<11} {'regs':>4} {'spill':>5} {'scr':>3} {'shared':>7} {'occ':>4} "
+    f"{'matrix':>6} {'GFLOP':>9} {'MB':>8} {'x min':>6} {'least us':>9} | "
+    f"{'regs':>4} {'spill':>5} {'shared':>7}  verdict"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One kernel in one call.
+
+    Attributes:
+      call: what was compiled.
+      kernel: as XLA compiled it; None if nothing was.
+      second: as the triton wheel compiled it, or why it did not.
+      gflop: of matrix products and vector operations together.
+      megabytes: that memory moves, by `Launch.traffic`.
+      minimum: megabytes of the launch's operands and results, each once.
+      least_us: the roofline, with `minimum` and the counted arithmetic.
+      problems: what keeps it from passing.
+    """
+
+    call: kernels.Name
+    target: str
+    name: str
+    kernel: Kernel | None
+    second: Kernel | str | None
+    gflop: float
+    megabytes: float
+    minimum: float
+    least_us: float
+    occupancy: float
+    problems: tuple[str, ...]
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("target", list(TARGETS), f"GPUs to compile for: {', '.join(TARGETS)}")
+    flags.DEFINE_list("op", None, "ops to compile; by default all that have a kernel")
+    flags.DEFINE_list("form", list(FORMS), f"shapes to compile at: {', '.join(FORMS)}")
+    flags.DEFINE_boolean("second", True, "also ask the triton wheel's compiler")
+    options.json()
+
+
+def main(argv: list[str]) -> int:
+    """Prints the tables; 0 if every kernel passes, else 1."""
+    del argv
+    targets = [target_of(name) for name in FLAGS.target]
+    have = kernels.ops_with_kernels()
+    ops = _chosen("op", FLAGS.op, have) if FLAGS.op else have
+    forms = _chosen("form", FLAGS.form, FORMS)
+    if not ops:
+        print("no op has a kernel")
+        return 0
+    calls = [name for op in ops for name in kernels.names(op, forms)]
+    compilers = [Compiler(target) for target in targets]  # raises before anything is compiled
+    with ThreadPoolExecutor(len(targets)) as pool:
+        jobs = [pool.submit(_rows, compiler, calls, FLAGS.second) for compiler in compilers]
+        found = [job.result() for job in jobs]
+    rows = []
+    for target, (own, versions) in zip(targets, found, strict=True):
+        print(f"{target.title} ({target.architecture}): {_told(versions)}\n{HEAD}")
+        for row in own:
+            print(_line(row))
+        print()
+        rows += own
+    failed = sum(bool(row.problems) for row in rows)
+    print(f"{len(rows)} kernels, {failed} failed" if failed else f"{len(rows)} kernels pass")
+    options.write_json(
+        {
+            "ok": not failed,
+            "versions": {t.name: v for t, (_, v) in zip(targets, found, strict=True)},
+            "kernels": [record(row) for row in rows],
+        }
+    )
+    return 1 if failed else 0
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row as JSON."""
+    return {**dataclasses.asdict(row), "call": row.call._asdict()}
+
+
+def rows_of(
+    call: kernels.Name, report: Report, target: Target, ask: SecondOpinion | None
+) -> Iterator[Row]:
+    """The rows of one compiled call: one for each of our kernels in it."""
+    if not report.ok or not report.launches:
+        problem = report.error or "no Pallas kernel in it"
+        yield Row(call, target.name, "-", None, None, 0, 0, 0, 0, 0, (problem,))
+        return
+    for launch in report.launches:
+        second = None if ask is None else ask.of(launch)
+        yield _row(call, launch, report.kernel(launch.name), target, second)
+
+
+def _row(
+    call: kernels.Name,
+    launch: Launch,
+    kernel: Kernel,
+    target: Target,
+    second: Kernel | str | None,
+) -> Row:
+    counts, minimum = launch.counts, sum(launch.sizes)
+    matrix = dict(counts.matrix) if counts else {}
+    vector = counts.vector if counts else 0.0
+    return Row(
+        call=call,
+        target=target.name,
+        name=launch.name,
+        kernel=kernel,
+        second=second,
+        gflop=(sum(matrix.values()) + vector) / 1e9,
+        megabytes=launch.traffic(target.cache) / 1e6 if counts else 0.0,
+        minimum=minimum / 1e6,
+        least_us=1e6 * roofline.least_seconds(matrix, vector, minimum, target),
+        occupancy=roofline.occupancy(kernel, target),
+        problems=tuple(roofline.broken_limits(kernel, launch, target)),
+    )
+
+
+def _rows(
+    compiler: Compiler, calls: list[kernels.Name], wants_second: bool
+) -> tuple[list[Row], dict[str, str]]:
+    rows: list[Row] = []
+    versions: dict[str, str] = {}
+    with compiler, SecondOpinion(compiler.target, compiler.python) as second:
+        for call in calls:
+            report = compiler.compile(call.job())
+            versions.update(report.versions)
+            rows += rows_of(call, report, compiler.target, second if wants_second else None)
+    return rows, versions
+
+
+def _chosen(flag: str, asked: list[str], accepted: Iterable[str]) -> list[str]:
+    for name in asked:
+        if name not in accepted:
+            raise UserError(f"--{flag}={name}: no such {flag}{hint(name, accepted)}")
+    return asked
+
+
+def _line(row: Row) -> str:
+    verdict = "; ".join(row.problems) or "ok"
+    title = f"{row.name:<28} {row.call.form:<11}"
+    if row.kernel is None:
+        return f"{str(row.call):<40} {verdict}"
+    kernel, second = row.kernel, row.second
+    if isinstance(second, Kernel):
+        other = f"{second.registers:>4} {second.spills:>5} {second.shared:>7}"
+    else:
+        other = f"{'-':>4} {'-':>5} {'-':>7}"
+        verdict += f" (triton: {second})" if second else ""
+    ratio = row.megabytes / row.minimum if row.minimum else 0.0
+    return (
+        f"{title} {kernel.registers:>4} {kernel.spills:>5} {kernel.scratch:>3} "
+        f"{kernel.shared:>7} {row.occupancy:>4.0%} {sum(kernel.matrix.values()):>6} "
+        f"{row.gflop:>9.3f} {row.megabytes:>8.2f} {ratio:>6.2f} {row.least_us:>9.2f} | "
+        f"{other}  {verdict}"
+    )
+
+
+def _told(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

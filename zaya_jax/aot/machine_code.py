@@ -1,0 +1,248 @@
+"""What the compilers left on disk, read: AMD code objects, PTX, XLA's list of steps, HLO text."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import shutil
+import struct
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+from zaya_jax.aot.report import Kernel
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+ITEM_BITS = re.compile(r"(?:[a-z]+?)(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Where XLA's program launches a kernel: the grid, threads and bytes of dynamic memory."""
+
+    grid: tuple[int, ...]
+    threads: int
+    shared: int
+
+
+def amd_kernels(folder: Path, steps: Mapping[str, list[Step]]) -> Iterator[Kernel]:
+    """The kernels of every `NAME.hsaco` in `folder`, beside which lies `NAME_opt.ll`, its LLVM IR.
+
+    Matrix instructions are counted as intrinsics of the optimised IR: each becomes one instruction.
+    """
+    for path in sorted(folder.glob("*.hsaco")):
+        source = path.with_name(path.stem + "_opt.ll")
+        bodies = _bodies(source.read_text(), r"^define amdgpu_kernel void @([\w.$]+)\(")
+        for notes in code_object_notes(path.read_bytes()):
+            for facts in notes.get("amdhsa.kernels", ()):
+                name = facts[".name"]
+                # `.vgpr_count` of gfx90a and later holds the accumulation registers too.
+                yield _kernel(
+                    name,
+                    steps,
+                    registers=facts[".vgpr_count"],
+                    spills=facts[".vgpr_spill_count"] + facts[".sgpr_spill_count"],
+                    scratch=facts[".private_segment_fixed_size"],
+                    static=facts[".group_segment_fixed_size"],
+                    threads=facts[".max_flat_workgroup_size"],
+                    matrix=Counter(
+                        re.findall(r"call [^\n]*@llvm\.amdgcn\.(s?mfma[\w.]*)\(", bodies[name])
+                    ),
+                )
+
+
+def code_object_notes(image: bytes) -> Iterator[Mapping[str, Any]]:
+    """The metadata of an AMD code object: ELF notes of type 32, in MessagePack."""
+    table = struct.unpack_from("<Q", image, 40)[0]
+    size, count = struct.unpack_from("<HH", image, 58)
+    for section in range(count):
+        _, kind, _, _, offset, length = struct.unpack_from("<IIQQQQ", image, table + section * size)
+        at, end = offset, offset + length
+        while kind == 7 and at < end:  # SHT_NOTE
+            name, described, note = struct.unpack_from("<III", image, at)
+            begin = at + 12 + (name + 3 & ~3)
+            if note == 32:  # NT_AMDGPU_METADATA
+                yield msgpack.unpackb(image[begin : begin + described])
+            at = begin + (described + 3 & ~3)
+
+
+def nvidia_kernels(
+    folder: Path, steps: Mapping[str, list[Step]], architecture: str
+) -> tuple[list[Kernel], list[str]]:
+    """The kernels of every PTX file in `folder`, assembled once more to read what ptxas says.
+
+    Returns: the kernels, and the warnings of ptxas.
+    """
+    kernels, warnings = [], []
+    for path in sorted(folder.glob("*.ptx")):
+        bodies = _bodies(path.read_text(), r"^\.visible \.entry ([\w.$]+)\(")
+        if not bodies:
+            continue
+        said = assemble(path, architecture)
+        warnings += [line.strip() for line in said.splitlines() if "(C" in line]
+        for usage in usage_of(said):
+            limit = re.search(r"\.(?:maxntid|reqntid) ([\d, ]+)", bodies[usage.name])
+            kernels.append(
+                _kernel(
+                    usage.name,
+                    steps,
+                    registers=usage.registers,
+                    spills=usage.spills,
+                    scratch=usage.stack,
+                    static=usage.shared,
+                    threads=int(limit[1].split(",")[0]) if limit else 0,
+                    matrix=matrix_of_ptx(bodies[usage.name]),
+                )
+            )
+    return kernels, warnings
+
+
+class Usage(NamedTuple):
+    """What ptxas says of a kernel: registers of a thread, the rest in bytes."""
+
+    name: str
+    stack: int
+    spills: int
+    registers: int
+    shared: int
+
+
+def usage_of(said: str) -> list[Usage]:
+    """The kernels in the output of `ptxas -v`."""
+    found = re.findall(
+        r"Compiling entry function '([\w.$]+)'.*?(\d+) bytes stack frame, (\d+) bytes spill "
+        r"stores.*?Used (\d+) registers([^\n]*)",
+        said,
+        re.DOTALL,
+    )
+    return [
+        Usage(
+            name,
+            int(stack),
+            int(spills),
+            int(registers),
+            shared=sum(map(int, re.findall(r"(\d+) bytes smem", rest))),
+        )
+        for name, stack, spills, registers, rest in found
+    ]
+
+
+def assemble(path: Path, architecture: str, assembler: str | None = None) -> str:
+    """What `ptxas -v` says of a PTX file; `assembler` instead of the default `ptxas()`."""
+    done = subprocess.run(
+        [assembler or ptxas(), "-v", f"--gpu-name={architecture}", str(path), "-o", "/dev/null"],
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout + done.stderr
+
+
+def ptxas() -> str:
+    """The assembler of the wheel that XLA finds too; else the one on the PATH.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec and spec.submodule_search_locations) or ():
+        for found in sorted(Path(root).glob("cu*/bin/ptxas")):
+            return str(found)
+    found_on_path = shutil.which("ptxas")
+    if found_on_path is None:
+        raise FileNotFoundError("ptxas: neither the wheel nvidia-cuda-nvcc nor a CUDA toolkit")
+    return found_on_path
+
+
+def matrix_of_ptx(text: str) -> Counter[str]:
+    """Matrix instructions by kind, shape and dtypes, e.g. `wgmma m64n128k16 f32.bf16.bf16`."""
+    found = re.findall(
+        r"\b(wgmma|mma)\.(?:mma_async\.)?sync\.aligned\.(m\d+n\d+k\d+)\.?(?:row\.col\.)?([\w.]*)",
+        text,
+    )
+    return Counter(f"{kind} {shape} {dtypes}" for kind, shape, dtypes in found)
+
+
+def steps_of(text: str) -> tuple[dict[str, list[Step]], Counter[str]]:
+    """XLA's list of steps (`*.thunk_sequence.txt`): launches by kernel, and steps by kind."""
+    launches: dict[str, list[Step]] = {}
+    kinds: Counter[str] = Counter()
+    for line in text.splitlines():
+        step = re.match(r"\s*\d+: (k\w+)", line)
+        if step is None:
+            continue
+        kinds[step[1]] += 1
+        kernel = re.search(
+            r"\] (\S+) grid: \[([\d, ]+)\] threads: \[([\d, ]+)\]\s+shared_memory: (\d+)", line
+        )
+        if kernel:
+            x, y, z = map(int, kernel[3].split(","))
+            grid = tuple(map(int, kernel[2].split(",")))
+            launches.setdefault(kernel[1], []).append(Step(grid, x * y * z, int(kernel[4])))
+    return launches, kinds
+
+
+def collectives_of(hlo: str) -> dict[str, dict[str, int]]:
+    """Count and bytes (of results, on one device) of collectives, by kind; a loop's body once."""
+    found: dict[str, dict[str, int]] = {}
+    kinds = "|".join(COLLECTIVES)
+    # An asynchronous one is counted at its end, whose type is the result's alone.
+    for types, kind in re.findall(rf"= (\([^=\n]*?\)|\S+) ({kinds})(?:-done)?\(", hlo):
+        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += _bytes_of(types)
+    return dict(sorted(found.items()))
+
+
+def _bytes_of(types: str) -> int:
+    total = 0
+    for dtype, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", types):
+        bits = ITEM_BITS.match(dtype)
+        items = 1
+        for size in filter(None, sizes.split(",")):
+            items *= int(size)
+        total += items * (int(bits[1]) if bits else 8) // 8  # pred is a byte
+    return total
+
+
+def _kernel(
+    name: str,
+    steps: Mapping[str, list[Step]],
+    *,
+    registers: int,
+    spills: int,
+    scratch: int,
+    static: int,
+    threads: int,
+    matrix: Mapping[str, int],
+) -> Kernel:
+    own = steps.get(name, [])
+    return Kernel(
+        name,
+        registers,
+        spills,
+        scratch,
+        shared=static + max((step.shared for step in own), default=0),
+        threads=max((step.threads for step in own), default=threads),
+        grid=own[0].grid if len(own) == 1 else None,
+        launches=len(own),
+        matrix=dict(matrix),
+    )
+
+
+def _bodies(text: str, entry: str) -> dict[str, str]:
+    """`text` cut at its entries: the name of each, and what follows it."""
+    names = list(re.finditer(entry, text, re.MULTILINE))
+    ends = [*(match.start() for match in names), len(text)][1:]
+    return {match[1]: text[match.start() : end] for match, end in zip(names, ends, strict=True)}

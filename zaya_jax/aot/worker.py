@@ -1,0 +1,208 @@
+"""The process that compiles: `python -m zaya_jax.aot.worker TARGET FOLDER`.
+
+It reads jobs from standard input, one a line, and answers each with a report, one a line, both in
+JSON. It alone uses jax's private hooks and loads stand-ins for ROCm; if a compiler brings it down,
+nothing else falls. `--check` instead of a folder prints which wheels are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from zaya_jax.aot import wheels
+from zaya_jax.aot.program import Job, Program, is_array, load
+from zaya_jax.aot.report import Launch, Memory, Report, to_json
+from zaya_jax.aot.targets import Target, target_of
+
+# What is worth telling of a compiler's chatter.
+WARNINGS = ("Involuntary full rematerialization", "spill", "wgmma")
+
+
+def main(arguments: list[str]) -> int:
+    target = target_of(arguments[0])
+    if arguments[1:] == ["--check"]:
+        print(", ".join(wheels.missing(target)))
+        return 0
+    folder = Path(arguments[1])
+    # What compilers and programs print goes to the log; reports alone go to standard output.
+    answers = os.fdopen(os.dup(1), "w")
+    log = os.open(folder / "log.txt", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    prepare(target, folder)
+    for line in sys.stdin:
+        os.truncate(log, 0)
+        report = compile_job(Job(**json.loads(line)), target, folder)
+        answers.write(json.dumps(to_json(report)) + "\n")
+        answers.flush()
+    return 0
+
+
+def prepare(target: Target, folder: Path) -> None:
+    """What must be set before jax looks for its backends."""
+    os.environ["TMPDIR"] = str(folder / "objects")
+    if target.platform == "rocm":
+        from zaya_jax import platform
+        from zaya_jax.aot import stand_ins
+
+        # The code objects are left in TMPDIR, where we read them.
+        os.environ["TF_ROCM_KEEP_XLA_TEMPFILES"] = "1"
+        os.environ["XLA_FLAGS"] = platform.rocm_preset({})["XLA_FLAGS"]
+        if not stand_ins.real_rocm():
+            stand_ins.preload(wheels.CACHE)
+        from jax._src import hardware_utils
+
+        # The plugin refuses to register where it sees no GPU; to compile it needs none.
+        hardware_utils.num_available_amd_gpus = lambda stop_at=None: 1
+    else:
+        os.environ.pop("XLA_FLAGS", None)
+    import jax
+
+    # A cached program would leave nothing to read.
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def compile_job(job: Job, target: Target, folder: Path) -> Report:
+    """Compiles one job; what goes wrong becomes the report's `error`."""
+    import jax
+
+    from pallas_kernels import dispatch
+
+    try:
+        with dispatch.compiling_for(target.platform):
+            return _compiled(job, target, folder)
+    except Exception as error:  # the compiler's refusal is a finding, not a failure of ours
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            message += f" ({Path(place.filename).name}:{place.lineno})"
+        return Report(target.name, job.devices, error=message, versions=wheels.versions(target))
+
+
+def _compiled(job: Job, target: Target, folder: Path) -> Report:
+    import jax
+    from jax.experimental import topologies
+
+    began = time.monotonic()
+    for name in ("objects", "dump"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir()
+    topology = topologies.get_topology_desc(
+        platform=target.platform, target_config=target.description(), topology=job.topology
+    )
+    build = load(job.function)
+    if job.mesh is None:
+        program = build(**job.arguments)
+        default = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    else:
+        import numpy as np
+
+        devices = np.array(topology.devices).reshape(tuple(job.mesh.values()))
+        mesh = jax.sharding.Mesh(devices, tuple(job.mesh))
+        program = build(mesh=mesh, **job.arguments)
+        default = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    call, arrays = arrays_only(program)
+    shapes = jax.tree.map(lambda array: _shape(array, default), arrays)
+    lowered = jax.jit(call, donate_argnums=program.donate).lower(*shapes)
+    compiled = lowered.compile(
+        compiler_options={
+            "xla_dump_to": str(folder / "dump"),
+            "xla_dump_hlo_as_text": True,
+        }
+    )
+    return _report(job, target, folder, (call, arrays), compiled, time.monotonic() - began)
+
+
+def arrays_only(program: Program) -> tuple[Any, tuple[list, ...]]:
+    """The program's function and arguments with all but arrays bound: lists of arrays remain."""
+    import jax
+
+    flat = [jax.tree.flatten(argument) for argument in program.args]
+    masks = [list(map(is_array, leaves)) for leaves, _ in flat]
+
+    def call(*lists):
+        args = []
+        for given, (leaves, structure), mask in zip(lists, flat, masks, strict=True):
+            arrays = iter(given)
+            merged = [next(arrays) if own else leaf for leaf, own in zip(leaves, mask, strict=True)]
+            args.append(jax.tree.unflatten(structure, merged))
+        return program.function(*args)
+
+    lists = tuple(
+        [leaf for leaf, own in zip(leaves, mask, strict=True) if own]
+        for (leaves, _), mask in zip(flat, masks, strict=True)
+    )
+    return call, lists
+
+
+def _shape(array: Any, default: Any) -> Any:
+    import jax
+
+    own = array.sharding if isinstance(array, jax.ShapeDtypeStruct) else None
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=own or default)
+
+
+def _report(
+    job: Job, target: Target, folder: Path, traced: Any, compiled: Any, seconds: float
+) -> Report:
+    from zaya_jax.aot import machine_code
+
+    planned = compiled.memory_analysis()
+    hlo = compiled.as_text()
+    lists = (path.read_text() for path in (folder / "dump").glob("*thunk_sequence.txt"))
+    steps, thunks = machine_code.steps_of("\n".join(lists))
+    said = (folder / "log.txt").read_text(errors="replace").splitlines()
+    warnings = [line.strip() for line in said if any(word in line for word in WARNINGS)]
+    if target.platform == "rocm":
+        kernels = list(machine_code.amd_kernels(folder / "objects", steps))
+    else:
+        kernels, told = machine_code.nvidia_kernels(folder / "dump", steps, target.architecture)
+        warnings += told
+    launches = _launches(traced, target.platform) if job.want_kernels else ()
+    return Report(
+        target=target.name,
+        devices=job.devices,
+        seconds=round(seconds, 3),
+        memory=Memory(
+            arguments=planned.argument_size_in_bytes,
+            outputs=planned.output_size_in_bytes,
+            temporaries=planned.temp_size_in_bytes,
+            aliased=planned.alias_size_in_bytes,
+        ),
+        minimum=planned.argument_size_in_bytes + planned.output_size_in_bytes,
+        kernels=tuple(kernels),
+        launches=launches,
+        thunks=dict(thunks),
+        collectives=machine_code.collectives_of(hlo),
+        warnings=tuple(dict.fromkeys(warnings)),
+        hlo=hlo if job.want_hlo else "",
+        versions=wheels.versions(target),
+    )
+
+
+def _launches(traced: tuple[Any, tuple[list, ...]], platform: str) -> tuple[Launch, ...]:
+    """The Pallas kernels of a program, counted."""
+    import jax
+    import numpy as np
+
+    from zaya_jax.aot import launches
+
+    call, arrays = traced
+    leaves = jax.tree.leaves(arrays)
+    jaxpr = jax.make_jaxpr(call)(*(jax.tree.map(lambda a: _shape(a, None), arrays)))
+    known = [
+        None if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf) for leaf in leaves
+    ]
+    _, calls = launches.follow(jaxpr.jaxpr, jaxpr.consts, known)
+    return tuple(launches.counted(call, platform) for call in calls)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
