@@ -7,16 +7,18 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels import dispatch
-from pallas_kernels.residual_norm import reference
+from pallas_kernels.residual_norm import reference, triton
 from pallas_kernels.residual_norm.reference import rms_norm
 
-__all__ = ["IMPLEMENTATIONS", "residual_norm", "rms_norm"]
+__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "residual_norm", "rms_norm"]
 
 # Elementwise work and one row reduction: XLA fuses the definition as it is written.
 IMPLEMENTATIONS: dict[str, Callable] = {
+    "triton": triton.residual_norm,
     "xla": reference.residual_norm,
     "reference": reference.residual_norm,
 }
+SUPPORTS = {"triton": triton.supports}
 
 
 def residual_norm(
@@ -46,8 +48,11 @@ def residual_norm(
     Returns:
       The stream [..., D] in `stream_dtype`; its norm [..., D] in the mixer's dtype, or None.
     """
-    run = dispatch.select("residual_norm", IMPLEMENTATIONS, implementation)
-    return run(
+    return dispatch.call(
+        "residual_norm",
+        IMPLEMENTATIONS,
+        SUPPORTS,
+        implementation,
         mixer,
         stream,
         scales,

@@ -23,6 +23,17 @@ def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float, norm_dtype, out_dty
     return (weight.astype(norm_dtype) * normed.astype(norm_dtype)).astype(out_dtype)
 
 
+def merge(mixer, stream, scales, merge_dtype, stream_dtype) -> jax.Array:
+    """(mixer + b_h) * s_h + (stream + b_r) * s_r; see the package for the arguments."""
+    mixer = mixer.astype(merge_dtype)
+    if scales is not None:
+        mixer_scale, mixer_bias, residual_scale, residual_bias = scales
+        mixer = (mixer + mixer_bias.astype(merge_dtype)) * mixer_scale.astype(merge_dtype)
+        # The parameters keep the precision they are stored in: the stream alone decides the width.
+        stream = (stream + residual_bias.astype(stream.dtype)) * residual_scale.astype(stream.dtype)
+    return (mixer + stream).astype(stream_dtype)
+
+
 def residual_norm(
     mixer: jax.Array,
     stream: jax.Array,
@@ -36,13 +47,7 @@ def residual_norm(
 ) -> tuple[jax.Array, jax.Array | None]:
     """See the package."""
     out_dtype = mixer.dtype
-    mixer = mixer.astype(merge_dtype)
-    if scales is not None:
-        mixer_scale, mixer_bias, residual_scale, residual_bias = scales
-        mixer = (mixer + mixer_bias.astype(merge_dtype)) * mixer_scale.astype(merge_dtype)
-        # The parameters keep the precision they are stored in: the stream alone decides the width.
-        stream = (stream + residual_bias.astype(stream.dtype)) * residual_scale.astype(stream.dtype)
-    stream = (mixer + stream).astype(stream_dtype)
+    stream = merge(mixer, stream, scales, merge_dtype, stream_dtype)
     if norm_weight is None:
         return stream, None
     normed = rms_norm(stream, norm_weight, eps=eps, norm_dtype=norm_dtype, out_dtype=out_dtype)

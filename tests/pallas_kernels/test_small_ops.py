@@ -1,4 +1,4 @@
-"""cca_mix, router and residual_norm: implementations against the reference, and what a user would
+"""cca_mix and router: implementations against the reference, and what a user would
 miss if it broke."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import cca_mix, residual_norm, router
+from pallas_kernels import cca_mix, router
 from pallas_kernels.cca_mix import example as cca_example
 from pallas_kernels.router import example as router_example
 
@@ -108,20 +108,3 @@ def test_router_top_k_takes_distinct_classes_by_biased_probability():
     live = np.asarray(args[4])
     expected = np.argsort(-biased, axis=-1)[:, :3]
     np.testing.assert_array_equal(np.asarray(routing.index)[live], expected[live])
-
-
-def test_residual_norm_adds_the_bias_before_the_scale():
-    one = jnp.ones((1, 4))
-    scales = tuple(jnp.full(4, v) for v in (2.0, 3.0, 5.0, 7.0))
-    stream, normed = residual_norm.residual_norm(
-        one,
-        one,
-        scales,
-        jnp.full(4, 0.5),
-        eps=0.0,
-        merge_dtype=jnp.float32,
-        stream_dtype=jnp.float32,
-        norm_dtype=jnp.float32,
-    )
-    np.testing.assert_allclose(stream, (1 + 3) * 2 + (1 + 7) * 5)
-    np.testing.assert_allclose(normed, 0.5, rtol=1e-6)
