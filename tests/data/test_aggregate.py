@@ -1,4 +1,6 @@
 import dataclasses
+import gzip
+import json
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from zaya_jax.data.aggregate import (
     build_prompt,
     candidate,
     examples,
+    read_pools,
     requests,
     select,
     tail,
+    write_examples,
 )
 from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.errors import UserError
@@ -30,6 +34,12 @@ POOL = Pool(
     ),
     aggregated=(((2, 0), "<think>compare</think>4"), ((1,), "<think>go on</think>4")),
 )
+
+RECORD = {
+    "problem": POOL.problem,
+    "rollouts": list(POOL.rollouts),
+    "aggregated": [{"candidates": list(c), "rollout": r} for c, r in POOL.aggregated],
+}
 
 
 @pytest.fixture(scope="module")
@@ -171,16 +181,26 @@ def test_a_prompt_is_bounded_by_its_candidates(tokenizer, c, tokens):
     assert len(tokenizer.encode(prompt)) <= len(tokenizer.encode(fixed)) + c * (tokens + 2)
 
 
+def test_from_pools_to_a_file_to_train_on(tokenizer, tmp_path):
+    lines = [json.dumps(RECORD), "", json.dumps(RECORD | {"problem": "語?"})]
+    (tmp_path / "pools.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with gzip.open(tmp_path / "pools.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    settings = Settings(tail=20)
+    for name in ("pools.jsonl", "pools.jsonl.gz"):
+        pools = read_pools(tmp_path / name)
+        assert write_examples(pools, tmp_path / "chat.jsonl", tokenizer, settings) == 4
+        chats = (tmp_path / "chat.jsonl").read_text(encoding="utf-8").splitlines()
+        first = json.loads(chats[0])["messages"]
+        assert first == list(examples(POOL, tokenizer, settings)[0])
+        assert "Problem:\n語?" in json.loads(chats[2])["messages"][0]["content"]
+
+
 # --- Bad input -------------------------------------------------------------------------------
 
 
 def test_a_pool_is_read():
-    record = {
-        "problem": POOL.problem,
-        "rollouts": list(POOL.rollouts),
-        "aggregated": [{"candidates": list(c), "rollout": r} for c, r in POOL.aggregated],
-    }
-    assert Pool.parse(record) == POOL
+    assert Pool.parse(RECORD) == POOL
     assert Pool.parse({"problem": "p", "rollouts": ["a"]}).aggregated == ()
 
 
@@ -189,6 +209,7 @@ def test_a_pool_is_read():
     [
         ([], "a pool is a list"),
         ({"rollouts": ["a"]}, "problem is None"),
+        ({"problem": "p\ud83d", "rollouts": "a"}, "problem is no Unicode text"),
         ({"problem": "p", "rollouts": "a"}, "rollouts must be a list"),
         ({"problem": "p", "rollouts": []}, "at least one"),
         ({"problem": "p", "rollouts": ["a", " "]}, r"rollouts\[1\] is ' '"),
@@ -204,13 +225,25 @@ def test_a_pool_is_read():
         ),
         (
             {"problem": "p", "rollouts": ["a"], "aggregated": [{"candidates": [0]}]},
-            r"aggregated\[0\].rollout must be text",
+            r"aggregated\[0\].rollout is None; it must be text",
         ),
     ],
 )
 def test_malformed_pools_are_named(record, told):
     with pytest.raises(ValueError, match=told):
         Pool.parse(record)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("{", "line 2: not JSON"), ("[" * 100_000, "line 2: not JSON"), ("{}", "line 2: problem is")],
+)
+def test_a_malformed_line_is_named_and_nothing_is_written(tokenizer, tmp_path, line, told):
+    (tmp_path / "pools.jsonl").write_text(json.dumps(RECORD) + "\n" + line)
+    out = tmp_path / "chat.jsonl"
+    with pytest.raises(ValueError, match=rf"pools\.jsonl, {told}"):
+        write_examples(read_pools(tmp_path / "pools.jsonl"), out, tokenizer, Settings())
+    assert not out.exists()
 
 
 def test_settings_and_pools_that_do_not_fit(tokenizer):

@@ -8,8 +8,10 @@ however long the rollouts were.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from zaya_jax.data.cache import atomic_path
 from zaya_jax.data.messages import THINK
 from zaya_jax.data.sandbox import Template
 from zaya_jax.data.tokenizer import Tokenizer
@@ -92,21 +95,17 @@ class Pool:
         """
         if not isinstance(record, Mapping):
             raise ValueError(f"a pool is a {type(record).__name__}; it must be an object")
-        problem, rollouts = record.get("problem"), record.get("rollouts")
-        if not isinstance(problem, str) or not problem.strip():
-            raise ValueError(f"problem is {problem!r}; it must be text")
+        problem, rollouts = _text(record.get("problem"), "problem"), record.get("rollouts")
         if not isinstance(rollouts, Sequence) or isinstance(rollouts, str) or not rollouts:
             raise ValueError("rollouts must be a list of at least one text")
-        for i, rollout in enumerate(rollouts):
-            if not isinstance(rollout, str) or not rollout.strip():
-                raise ValueError(f"rollouts[{i}] is {rollout!r:.60}; it must be text")
+        rollouts = tuple(_text(rollout, f"rollouts[{i}]") for i, rollout in enumerate(rollouts))
         given = record.get("aggregated") or []
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise ValueError("aggregated must be a list of objects")
         aggregated = tuple(
             _aggregated(entry, f"aggregated[{i}]", len(rollouts)) for i, entry in enumerate(given)
         )
-        return cls(problem, tuple(rollouts), aggregated)
+        return cls(problem, rollouts, aggregated)
 
 
 @dataclass(frozen=True)
@@ -157,6 +156,46 @@ def examples(
         )
         for picked, rollout in pool.aggregated
     ]
+
+
+def read_pools(path: Path) -> Iterator[Pool]:
+    """Pools of a JSONL file (plain or .gz), one a line; empty lines are passed over.
+
+    Raises:
+        ValueError: a malformed line; names the file, the line and the field.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+            try:
+                yield Pool.parse(record)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def write_examples(
+    pools: Iterable[Pool], out: Path, tokenizer: Tokenizer, settings: Settings
+) -> int:
+    """Writes the examples of all pools as a JSONL of `{"messages": [...]}`, to be trained on.
+
+    The file is there when it is whole.
+
+    Returns:
+        The number of examples.
+    """
+    written = 0
+    with atomic_path(out) as scratch, scratch.open("w", encoding="utf-8") as file:
+        for pool in pools:
+            for messages in examples(pool, tokenizer, settings):
+                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+                written += 1
+    return written
 
 
 def select(
@@ -256,9 +295,17 @@ def _aggregated(entry: Any, path: str, rollouts: int) -> tuple[tuple[int, ...], 
             raise ValueError(f"{path}.candidates has {i!r}; there are rollouts 0 to {rollouts - 1}")
     if len(set(picked)) < len(picked):
         raise ValueError(f"{path}.candidates shows a rollout twice: {list(picked)}")
-    if not isinstance(rollout, str) or not rollout.strip():
-        raise ValueError(f"{path}.rollout must be text")
-    return tuple(picked), rollout
+    return tuple(picked), _text(rollout, f"{path}.rollout")
+
+
+def _text(value: Any, path: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{path} is {value!r:.60}; it must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} is no Unicode text: {error.reason}") from None
+    return value
 
 
 def _generator(pool: Pool, seed: int) -> np.random.Generator:
