@@ -1,9 +1,10 @@
-"""`launch.py bench`: speed (or bfloat16 drift) beside transformers on this machine."""
+"""`launch.py bench`: speed or bfloat16 drift beside transformers, Muon beside optax."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import platform
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from zaya_jax import config, options
 from zaya_jax.errors import UserError
 
 FLAGS = flags.FLAGS
-WHAT = ("prefill", "train", "decode", "drift")
+WHAT = ("prefill", "train", "decode", "drift", "muon")
 
 
 def define_flags() -> None:
@@ -26,34 +27,46 @@ def define_flags() -> None:
     flags.DEFINE_list("what", ["prefill", "train", "decode"], f"among {', '.join(WHAT)}")
     flags.DEFINE_integer("pairs", 7, "measurements of each side, taken in turns", lower_bound=1)
     flags.DEFINE_list("batches", ["1", "8", "32"], "batch sizes of decode")
+    flags.DEFINE_integer("experts", 16, "experts of a layer that muon is timed on", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Prints the table; see `speed` and `drift`."""
+    """Prints the tables; see `speed`, `drift` and `muon`."""
     unknown = set(FLAGS.what) - set(WHAT)
     if unknown:
         raise UserError(f"--what={','.join(sorted(unknown))}: accepted: {', '.join(WHAT)}")
+    speed = {"prefill", "train", "decode"} & set(FLAGS.what)
+    versions = _peers(["torch", "transformers"] if set(FLAGS.what) - {"muon"} else ["optax"])
+    batches = _batches()
+    model = config.freeze(FLAGS.config).model
+    if speed:
+        _check_comparable(model)
+    record: dict[str, Any] = {"machine": _machine(), "model": dataclasses.asdict(model)}
+    record["versions"] = versions
+    print(f"machine: {record['machine']}")
+    print("peer: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    if speed:
+        record["speed"] = _speed(model, batches)
+    if "drift" in FLAGS.what:
+        record["drift"] = _drift(model)
+    if "muon" in FLAGS.what:
+        record["muon"] = _muon(model)
+    options.write_json(record)
+    return 0
+
+
+def _peers(names: Sequence[str]) -> dict[str, str]:
+    """The versions of the peers.
+
+    Raises:
+      UserError: one is not installed.
+    """
     try:
-        import torch
-        import transformers
+        return {name: importlib.import_module(name).__version__ for name in names}
     except ImportError as error:
         raise UserError(
             f"bench needs the peer: {error}; install it with pip install -r requirements-dev.txt"
         ) from error
-    batches = _batches()
-    model = config.freeze(FLAGS.config).model
-    if set(FLAGS.what) & {"prefill", "train", "decode"}:
-        _check_comparable(model)
-    record: dict[str, Any] = {"machine": _machine(), "model": dataclasses.asdict(model)}
-    record["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(f"machine: {record['machine']}")
-    print(f"peer: transformers {transformers.__version__}, torch {torch.__version__}")
-    if set(FLAGS.what) - {"drift"}:
-        record["speed"] = _speed(model, batches)
-    if "drift" in FLAGS.what:
-        record["drift"] = _drift(model)
-    options.write_json(record)
-    return 0
 
 
 def _batches() -> list[int]:
@@ -138,3 +151,11 @@ def _drift(model: config.Model) -> list[dict[str, float]]:
             f"{r.routes_transformers:.1%} |"
         )
     return [dataclasses.asdict(r) for r in rows]
+
+
+def _muon(model: config.Model) -> dict[str, Any]:
+    from zaya_jax.bench import muon
+
+    rows, peak = muon.measure(model, FLAGS.experts, FLAGS.pairs, FLAGS.seed)
+    print(muon.show(rows, peak))
+    return {"matmul_flops": peak, "rows": [dataclasses.asdict(row) for row in rows]}
