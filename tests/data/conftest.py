@@ -2,7 +2,7 @@
 
 import pytest
 
-from zaya_jax.data.sources import Document
+from zaya_jax.data.readers import Document
 from zaya_jax.data.tokenizer import Tokenizer, train_bpe
 
 

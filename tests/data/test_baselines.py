@@ -6,10 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.data.in_memory import pack, text
+from zaya_jax.config import Data
 from zaya_jax.data import prepare
 from zaya_jax.data.baselines import baselines, compressors, ngram_nats
-from zaya_jax.data.packing import PackedRows, TokenStream
-from zaya_jax.data.sources import Document
+from zaya_jax.data.readers import Document
 
 V = 12
 
@@ -34,18 +35,15 @@ def test_ngrams_agree_with_the_formula_on_drawn_text():
         return (both[a, b] + distinct * unigram[b]) / (before[a] + distinct)
 
     assert sum(bigram(3, b) for b in range(V)) == pytest.approx(1)
-    got = ngram_nats(
-        PackedRows(TokenStream.of(train, 1, V), 5), PackedRows(TokenStream.of(heldout, 1, V), 5), V
-    )
+    got = ngram_nats(pack(map(text, train), 5), pack(map(text, heldout), 5), V)
     assert got[0] == pytest.approx(-sum(math.log(unigram[b]) for _, b in pairs(heldout)))
     assert got[1] == pytest.approx(-sum(math.log(bigram(a, b)) for a, b in pairs(heldout)))
 
 
 def test_row_length_does_not_change_the_baselines():
-    stream = TokenStream.of([[2, 3, 4], [5, 2, 3]], 1, V)
-    assert ngram_nats(PackedRows(stream, 2), PackedRows(stream, 7), V) == ngram_nats(
-        PackedRows(stream, 3), PackedRows(stream, 3), V
-    )
+    documents = [text([2, 3, 4]), text([5, 2, 3])]
+    rows = {length: pack(documents, length) for length in (2, 3, 7)}
+    assert ngram_nats(rows[2], rows[7], V) == ngram_nats(rows[3], rows[3], V)
 
 
 def test_compressors_see_one_joined_file():
@@ -57,19 +55,8 @@ def test_compressors_see_one_joined_file():
 
 
 def test_context_helps_on_real_text(folder, tmp_path):
-    prepared = prepare(
-        source=str(folder),
-        tokenizer=None,
-        vocab_size=300,
-        sequence_length=32,
-        batch_size=4,
-        seed=0,
-        heldout_fraction=0.2,
-        heldout_max_bytes=None,
-        text_field="text",
-        on_bad_text="strict",
-        cache_dir=tmp_path / "cache",
-    )
+    data = Data(source=str(folder), heldout_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+    prepared = prepare(data, vocab_size=300, sequence_length=32, batch_size=4, seed=0)
     table = baselines(prepared)
     assert list(table) == ["unigram", "bigram", "gzip", "xz"]
     assert 0 < table["bigram"] < table["unigram"] < 8

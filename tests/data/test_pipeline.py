@@ -1,90 +1,78 @@
+import hashlib
 import json
 import math
 
 import numpy as np
 import pytest
 
-from zaya_jax.data import prepare
-from zaya_jax.data.packing import PackedRows, TokenStream
-from zaya_jax.data.pipeline import Batches, encode
+from zaya_jax.config import Data
+from zaya_jax.data import prepare as prepare_data
+from zaya_jax.data.chat import SPECIAL_TOKENS
+from zaya_jax.data.packing import in_order
+from zaya_jax.data.readers import BadRecord
+from zaya_jax.data.tokenizer import train_bpe
+from zaya_jax.errors import UserError
+from zaya_jax.train import workdir
+
+SIZES = dict(vocab_size=320, sequence_length=32, batch_size=4, seed=3)
+STEPS = (0, 1, 7, 100)
 
 
-def rows(count, length=4):
-    """Row i is a whole document of id i + 2."""
-    return PackedRows(TokenStream.of([[i + 2] * (length - 1) for i in range(count)], 1, 99), length)
+@pytest.fixture
+def prepare(folder, tmp_path):
+    """Prepares the small corpus, or what the arguments say; sizes and fields of `Data` alike."""
+
+    def call(*, out=None, workers=0, **changed):
+        sizes = {name: changed.pop(name, value) for name, value in SIZES.items()}
+        fields = {"source": str(folder), "heldout_fraction": 0.1} | changed
+        data = Data(cache_dir=str(tmp_path / "cache"), **fields)
+        return prepare_data(data, out=out, workers=workers, **sizes)
+
+    return call
 
 
-def options(folder, tmp_path, **changed):
-    return (
-        dict(
-            source=str(folder),
-            tokenizer=None,
-            vocab_size=320,
-            sequence_length=32,
-            batch_size=4,
-            seed=3,
-            heldout_fraction=0.1,
-            heldout_max_bytes=None,
-            text_field="text",
-            on_bad_text="strict",
-            cache_dir=tmp_path / "cache",
-        )
-        | changed
-    )
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory):
+    """A JSONL of conversations, some of which think for long."""
+    file = tmp_path_factory.mktemp("chats") / "chat.jsonl"
+    file.write_text("".join(chat(i, "so " * (i % 40)) for i in range(60)))
+    return file
 
 
-def first_ids(batches, steps):
-    return [batches.batch(step).tokens[:, 0].tolist() for step in steps]
+def chat(number, thinking=""):
+    messages = [
+        {"role": "user", "content": f"What is {number} + 1?"},
+        {"role": "assistant", "content": f"<think>{thinking}</think>{number + 1}"},
+    ]
+    return json.dumps({"messages": messages}) + "\n"
 
 
-# --- Order -----------------------------------------------------------------------------------
+def ids(rows):
+    """All tokens of rows, in their order."""
+    return np.concatenate([b.tokens[b.segment_ids > 0] for b in in_order(rows)])
 
 
-def test_every_epoch_visits_every_row_once_in_a_new_order():
-    batches = Batches(rows(10), 4, seed=0)
-    seen = sum(first_ids(batches, range(10)), [])  # 40 rows: four epochs
-    epochs = [seen[i : i + 10] for i in range(0, 40, 10)]
-    assert all(sorted(epoch) == list(range(2, 12)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
+def same_batches(ours, theirs):
+    """Asserts that training and held-out batches are bitwise the same."""
+    pairs = [(ours.train.batch(step), theirs.train.batch(step)) for step in STEPS]
+    pairs += zip(ours.heldout.batches, theirs.heldout.batches, strict=True)
+    for a, b in pairs:
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+            assert x.dtype == y.dtype
+    assert ours.heldout.target_bytes == theirs.heldout.target_bytes
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
-    forwards = first_ids(Batches(rows(10), 4, seed=0), range(12))
-    resumed = first_ids(Batches(rows(10), 4, seed=0), [7, 11, 0])
-    assert resumed == [forwards[7], forwards[11], forwards[0]]
-    assert first_ids(Batches(rows(10), 4, seed=1), range(12)) != forwards
+def content(path):
+    """Names and bytes of all files below."""
+    return {f.relative_to(path).as_posix(): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
-def test_more_rows_in_a_batch_than_there_are():
-    batch = Batches(rows(3), 8, seed=0).batch(0)
-    assert batch.tokens.shape == (8, 4) and (batch.segment_ids > 0).all()
+# --- One source ------------------------------------------------------------------------------
 
 
-def test_without_a_seed_rows_come_in_order_and_the_last_batch_is_filled_up():
-    batches = Batches(rows(10), 4)
-    got = list(batches)
-    assert len(batches) == len(got) == 3
-    assert [b.tokens[:, 0].tolist() for b in got] == [[2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 0, 0]]
-    assert all(b.tokens.shape == (4, 4) for b in got)
-    assert not got[-1].segment_ids[2:].any() and not got[-1].loss_weights[2:].any()
-
-
-@pytest.mark.parametrize(("seed", "step"), [(None, 3), (None, -1), (0, -1)])
-def test_steps_out_of_range_do_not_wrap_around(seed, step):
-    with pytest.raises(IndexError, match=f"step {step}"):
-        Batches(rows(10), 4, seed).batch(step)
-
-
-def test_batch_size_must_be_positive():
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        Batches(rows(3), 0)
-
-
-# --- Prepare ---------------------------------------------------------------------------------
-
-
-def test_prepare_accounts_for_every_document_and_byte(folder, tmp_path, documents):
-    prepared = prepare(**options(folder, tmp_path))
+def test_prepare_accounts_for_every_document_and_byte(prepare, documents):
+    prepared = prepare()
     info = prepared.info
     assert info.train.documents + info.heldout.documents == info.corpus.documents == len(documents)
     assert info.train.bytes + info.heldout.bytes == info.corpus.bytes
@@ -92,16 +80,17 @@ def test_prepare_accounts_for_every_document_and_byte(folder, tmp_path, document
 
     # Held-out text and held-out rows are the same thing, and nothing of it is trained on.
     decode = prepared.tokenizer.decode
-    heldout = prepared.heldout.batches.rows.stream
-    assert decode(heldout.ids) == "".join(d.text for d in prepared.heldout.documents)
-    trained = decode(prepared.train.rows.stream.ids)
+    assert decode(ids(prepared.heldout.batches.rows)) == "".join(
+        d.text for d in prepared.heldout.documents
+    )
+    trained = decode(ids(prepared.train.rows))
     names = {d.name for d in prepared.heldout.documents}
     assert trained == "".join(d.text for d in documents if d.name not in names)
     assert prepared.train.rows.pad_id == prepared.tokenizer.pad_id
 
 
-def test_bits_per_byte_of_a_uniform_model_by_hand(folder, tmp_path):
-    prepared = prepare(**options(folder, tmp_path))
+def test_bits_per_byte_of_a_uniform_model_by_hand(prepare):
+    prepared = prepare()
     heldout, tokenizer = prepared.heldout, prepared.tokenizer
     first_tokens = [tokenizer.encode(d.text)[0] for d in heldout.documents]
     text_bytes = sum(len(d.text.encode()) for d in heldout.documents)
@@ -113,15 +102,15 @@ def test_bits_per_byte_of_a_uniform_model_by_hand(folder, tmp_path):
     assert heldout.bits_per_byte(uniform) == pytest.approx(expected)
 
 
-def test_heldout_limit_shrinks_evaluation_and_not_training(folder, tmp_path):
-    whole = prepare(**options(folder, tmp_path))
-    limited = prepare(**options(folder, tmp_path, heldout_max_bytes=300))
+def test_heldout_limit_shrinks_evaluation_and_not_training(prepare):
+    whole = prepare()
+    limited = prepare(heldout_max_bytes=300)
     assert limited.info.heldout.bytes <= 300 < whole.info.heldout.bytes
     assert limited.info.train == whole.info.train
 
 
-def test_second_call_reads_the_cache_and_gives_the_same(folder, tmp_path, monkeypatch):
-    first = prepare(**options(folder, tmp_path))
+def test_second_call_reads_the_cache_and_gives_the_same(prepare, monkeypatch):
+    first = prepare()
 
     def never(*args, **kwargs):
         raise AssertionError("not from the cache")
@@ -129,56 +118,224 @@ def test_second_call_reads_the_cache_and_gives_the_same(folder, tmp_path, monkey
     monkeypatch.setattr("zaya_jax.data.tokenizer.train_bpe", never)
     monkeypatch.setattr("zaya_jax.data.tokenizer.Tokenizer.encode_batch", never)
     # Row length and batch size are not in the key: they cost nothing to change.
-    second = prepare(**options(folder, tmp_path, sequence_length=64, batch_size=2))
-    ours, theirs = first.train.rows.stream, second.train.rows.stream
-    np.testing.assert_array_equal(ours.ids, theirs.ids)
-    np.testing.assert_array_equal(ours.starts, theirs.starts)
+    second = prepare(sequence_length=64, batch_size=2)
+    np.testing.assert_array_equal(ids(first.train.rows), ids(second.train.rows))
     assert first.info.tokenizer_sha256 == second.info.tokenizer_sha256
 
 
-def test_changed_text_is_not_served_from_the_cache(folder, tmp_path):
-    before = prepare(**options(folder, tmp_path)).info
+def test_changed_text_is_not_served_from_the_cache(prepare, folder):
+    before = prepare().info
     (folder / "module_99.py").write_text("print('new')\n" * 9)
-    after = prepare(**options(folder, tmp_path)).info
+    after = prepare().info
     assert before.corpus.sha256 != after.corpus.sha256
     assert after.train.bytes + after.heldout.bytes == after.corpus.bytes
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "wrong ids", "no field"])
-def test_damaged_tokens_are_encoded_again_with_a_warning(tmp_path, documents, tokenizer, damage):
-    stream = encode(documents, tokenizer, tmp_path)
-    (file,) = tmp_path.glob("tokens-*.npz")
+@pytest.mark.parametrize("damage", ["truncated", "gone", "table", "index"])
+def test_a_damaged_cache_is_made_again_with_a_warning(prepare, tmp_path, damage):
+    first = prepare()
+    (folder,) = (tmp_path / "cache").glob("examples-*")
+    whole = content(folder)
+    (shard,) = folder.glob("train-*.array_record")
     if damage == "truncated":
-        file.write_bytes(file.read_bytes()[:-500])
-    elif damage == "garbage":
-        file.write_bytes(b"\x00" * 100)
-    elif damage == "wrong ids":
-        np.savez(file, ids=stream.ids + np.uint16(400), starts=stream.starts)
+        shard.write_bytes(shard.read_bytes()[:-500])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "table":
+        shard.with_suffix(".npz").write_bytes(b"PK\0")
     else:
-        np.savez(file, ids=stream.ids)
-    with pytest.warns(UserWarning, match="encoding again"):
-        again = encode(documents, tokenizer, tmp_path)
-    np.testing.assert_array_equal(again.ids, stream.ids)
-    np.testing.assert_array_equal(encode(documents, tokenizer, tmp_path).ids, stream.ids)
+        (folder / "examples.index.json").write_text("{}")
+    with pytest.warns(UserWarning, match="encoding again: .*damaged"):
+        again = prepare()
+    same_batches(again, first)
+    assert content(folder).keys() == whole.keys()
+    same_batches(prepare(), first)
 
 
-def test_a_given_tokenizer_is_used_and_must_fit_the_model(folder, tmp_path, tokenizer):
+def test_a_given_tokenizer_is_used_and_must_fit_the_model(prepare, tmp_path, tokenizer):
     tokenizer.save(tmp_path / "tokenizer")
     path = str(tmp_path / "tokenizer")
-    prepared = prepare(**options(folder, tmp_path, tokenizer=path, vocab_size=512))
+    prepared = prepare(tokenizer=path, vocab_size=512)
     assert prepared.tokenizer.sha256 == tokenizer.sha256
     assert prepared.info.vocab_size == 320
     with pytest.raises(ValueError, match="300 is smaller than the tokenizer's 320"):
-        prepare(**options(folder, tmp_path, tokenizer=path, vocab_size=300))
+        prepare(tokenizer=path, vocab_size=300)
 
 
-def test_a_slice_of_the_standard_library_end_to_end(tmp_path):
+def test_a_slice_of_the_standard_library_end_to_end(prepare, tmp_path):
     import json.decoder
     from pathlib import Path
 
     source = Path(json.decoder.__file__).parent
-    prepared = prepare(**options(source, tmp_path, vocab_size=512, heldout_fraction=0.2))
+    prepared = prepare(source=str(source), vocab_size=512, heldout_fraction=0.2)
     assert prepared.info.corpus.documents >= 5
     batch = prepared.train.batch(1000)
     assert batch.tokens.shape == (4, 32) and batch.tokens.max() < 512
-    assert not list((tmp_path / "cache").glob(".*"))
+    assert not list((tmp_path / "cache").rglob(".*-*"))
+
+
+# --- Chats -----------------------------------------------------------------------------------
+
+
+def test_chats_are_learnt_from_where_the_assistant_speaks(prepare, chats):
+    prepared = prepare(source=str(chats), packing="best_fit", sequence_length=48)
+    train = prepared.info.train
+    assert train.kept and train.trimmed and not train.dropped and not train.cut
+    decode = prepared.tokenizer.decode
+    for batch in in_order(prepared.train.rows):
+        for row in range(len(batch.tokens)):
+            for segment in range(1, batch.segment_ids[row].max() + 1):
+                there = batch.segment_ids[row] == segment
+                whole = decode(batch.tokens[row][there], keep_special=True)
+                learnt = decode(batch.targets[row][there & (batch.loss_weights[row] > 0)],
+                                keep_special=True)  # fmt: skip
+                number = int(whole.split("What is ")[1].split()[0])
+                assert learnt.startswith("<think>")
+                assert learnt.endswith(f"</think>{number + 1}<|im_end|>")
+                assert whole.startswith("<|im_start|>user")
+
+
+def test_one_preparation_serves_every_context_length(prepare, chats, tmp_path):
+    longer = prepare(source=str(chats), packing="best_fit", sequence_length=256)
+    before = content(tmp_path / "cache")
+    shorter = prepare(source=str(chats), packing="best_fit", sequence_length=48)
+    assert content(tmp_path / "cache") == before
+    assert longer.info.train.trimmed == 0 < shorter.info.train.trimmed
+    assert longer.info.train.tokens == shorter.info.train.tokens
+
+
+BAD_CHATS = [
+    ('{"messages": [', "line 3: not JSON"),
+    (chat(1).replace("</think>", ""), "chat.jsonl:3: .*<think>"),
+    (json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "chat.jsonl:3: .*assistant"),
+    (
+        json.dumps({"messages": [{"role": "user", "content": "hi"},
+                                 {"role": "assistant", "content": ""}]}),
+        "chat.jsonl:3: .*assistant",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_CHATS)
+def test_bad_chats_are_named_by_file_and_line_or_skipped_and_counted(
+    prepare, tmp_path, line, message
+):
+    lines = [chat(i, "hm") for i in range(30)]
+    lines.insert(2, line.strip() + "\n")
+    (tmp_path / "chat.jsonl").write_text("".join(lines))
+    options = dict(source=str(tmp_path / "chat.jsonl"), heldout_fraction=0.2)
+    with pytest.raises(BadRecord, match=f"{tmp_path}.*{message}.*on_bad_record = 'skip'"):
+        prepare(**options)
+    info = prepare(**options, on_bad_record="skip").info
+    assert info.corpus.bad + info.train.bad + info.heldout.bad == 1
+    assert info.train.documents + info.heldout.documents == 30
+
+
+def test_chats_larger_than_any_row_are_dropped_and_counted(prepare, chats, tmp_path):
+    # Numbers in which there is nothing for the tokenizer to learn; the answers are as long.
+    long = [chat(int(hashlib.sha256(bytes([i])).hexdigest(), 16)) for i in range(7)]
+    (tmp_path / "chat.jsonl").write_text("".join([chats.read_text(), *long]))
+    info = prepare(source=str(tmp_path / "chat.jsonl"), packing="best_fit", sequence_length=40).info
+    assert info.train.dropped + info.heldout.dropped == 7
+    with pytest.raises(ValueError, match="none of the .* examples fits in 8 tokens"):
+        prepare(source=str(chats), packing="best_fit", sequence_length=8)
+
+
+def test_a_tokenizer_without_control_tokens_is_refused_whatever_the_rules(
+    prepare, chats, tokenizer, tmp_path
+):
+    tokenizer.save(tmp_path / "plain")
+    with pytest.raises(UserError, match="lacks special tokens.*<|im_start|>"):
+        prepare(source=str(chats), tokenizer=str(tmp_path / "plain"), on_bad_record="skip")
+
+
+# --- Mixtures --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixture(folder, chats):
+    return (str(folder), 3.0), (str(chats), 1.0)
+
+
+def test_a_mixture_records_every_source(prepare, mixture):
+    prepared = prepare(mixture=mixture, packing="best_fit", sequence_length=64)
+    info = prepared.info.as_json()
+    assert list(info["sources"]) == [source for source, _ in mixture]
+    assert [s["weight"] for s in info["sources"].values()] == [0.75, 0.25]
+    assert len({s["corpus"]["sha256"] for s in info["sources"].values()}) == 2
+    for part in ("train", "heldout"):
+        for field in ("documents", "tokens", "rows", "packed", "trimmed"):
+            parts = [source[part][field] for source in info["sources"].values()]
+            assert info[part][field] == sum(parts)
+    whole = prepared.heldout
+    assert list(whole.sources) == [source for source, _ in mixture]
+    assert whole.target_bytes == sum(s.target_bytes for s in whole.sources.values())
+    weights = sum(batch.loss_weights.sum() for batch in whole.batches)
+    assert weights == whole.targets == sum(s.targets for s in whole.sources.values())
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_a_resumed_run_refuses_a_mixture_with_a_changed_source(prepare, mixture, folder, tmp_path):
+    def info():
+        return prepare(mixture=mixture, packing="best_fit", sequence_length=64).info.as_json()
+
+    run = tmp_path / "run"
+    workdir.check_data(run, info())
+    workdir.check_data(run, info())
+    file = folder / "module_03.py"
+    file.write_text(file.read_text().replace("return", "yield"))
+    with pytest.raises(UserError, match=r"data changed(.|\n)*corpus\.sha256"):
+        workdir.check_data(run, info())
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, math.inf, math.nan])
+def test_weights_must_be_positive(prepare, folder, chats, weight):
+    with pytest.raises(ValueError, match="has weight .*: expected more than 0"):
+        prepare(mixture=((str(folder), 1.0), (str(chats), weight)))
+
+
+def test_a_source_cannot_be_there_twice(prepare, folder):
+    with pytest.raises(ValueError, match="a source is there twice"):
+        prepare(mixture=((str(folder), 1.0), (str(folder), 2.0)))
+
+
+# --- Prepared offline ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_prepared_data_gives_bitwise_the_batches_of_the_raw_source(
+    prepare, mixture, tmp_path, packing
+):
+    options = dict(packing=packing, sequence_length=48, heldout_max_bytes=2000)
+    raw = prepare(mixture=mixture, **options)
+    prepare(mixture=mixture, out=tmp_path / "out", **options)
+    prepared = prepare(source=str(tmp_path / "out"), **options)
+    same_batches(prepared, raw)
+    assert prepared.info == raw.info
+    assert prepared.tokenizer.sha256 == raw.tokenizer.sha256
+    # The mixture may stay in the config; and one of its sources can serve alone.
+    same_batches(prepare(source=str(tmp_path / "out"), mixture=mixture, **options), raw)
+    alone = prepare(source=str(next((tmp_path / "out").glob("1-*"))), **options)
+    assert alone.info.sources[0].corpus == raw.info.sources[1].corpus
+
+
+def test_prepared_data_is_not_taken_for_what_it_is_not(prepare, mixture, folder, tmp_path):
+    out = tmp_path / "out"
+    prepare(mixture=mixture, out=out)
+    source = str(out)
+    with pytest.raises(ValueError, match="was prepared of the mixture"):
+        prepare(source=source, mixture=(mixture[0], (mixture[1][0], 2.0)))
+    with pytest.raises(ValueError, match="heldout_fraction = 0.1 .* the config has 0.2"):
+        prepare(source=source, heldout_fraction=0.2)
+    train_bpe(["abc"], 320, SPECIAL_TOKENS).save(tmp_path / "other")
+    with pytest.raises(ValueError, match="prepared with another tokenizer"):
+        prepare(source=source, tokenizer=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="smaller than the tokenizer's"):
+        prepare(source=source, vocab_size=300)
+    shard = next(out.glob("0-*/train-*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        prepare(source=source)
+    (out / "mixture.index.json").write_text("[]")
+    with pytest.raises(ValueError, match="mixture.index.json is damaged"):
+        prepare(source=source)

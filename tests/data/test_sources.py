@@ -1,27 +1,24 @@
 import gzip
 import json
+import re
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import zstandard
 
-from zaya_jax.data.sources import (
-    Document,
-    fingerprint,
-    limit_bytes,
-    read_corpus,
-    split_documents,
-)
+from zaya_jax.data.readers import BadRecord, Conversation, Document, Rules
+from zaya_jax.data.sources import fingerprint, read, survey
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-texts = st.lists(st.text(min_size=1), min_size=2, max_size=30).filter(lambda t: len(set(t)) > 1)
+HELLO = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
-def named(texts):
-    return [Document(str(i), text) for i, text in enumerate(texts)]
+def read_corpus(source, **rules):
+    """All records of a source, and what `survey` says of it."""
+    rules = Rules(**rules)
+    return list(read(source, rules)), survey(source, rules).info
 
 
 # --- Readers ---------------------------------------------------------------------------------
@@ -89,10 +86,18 @@ def test_single_text_file_becomes_pieces_and_loses_nothing(tmp_path):
     assert all(document.text.endswith("\n\n") for document in documents[:-1])
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_jsonl(tmp_path, name):
+def zstd(data):
+    """Two frames, as parallel compressors write."""
+    half = len(data) // 2
+    return b"".join(zstandard.ZstdCompressor().compress(d) for d in (data[:half], data[half:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"), [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd)]
+)
+def test_jsonl(tmp_path, name, compress):
     data = '{"text": "eins\\n", "n": 1}\n\n{"n": 2, "text": "\\ud83d\\ude00ё"}\n'.encode()
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / name).write_bytes(compress(data))
     documents, _ = read_corpus(str(tmp_path / name))
     assert documents == [(f"{name}:1", "eins\n"), (f"{name}:3", "😀ё")]
 
@@ -104,6 +109,42 @@ def test_parquet_with_another_column_name_and_nulls(tmp_path, kind):
     documents, info = read_corpus(str(tmp_path / "a.parquet"), text_field="body")
     assert documents == [("a.parquet:0", "one"), ("a.parquet:2", "zwölf")]
     assert info.empty == 1
+
+
+def test_the_fields_of_a_record_say_whether_it_is_a_chat(tmp_path):
+    both = {"messages": HELLO, "text": "hi hello", "tools": [{"name": "f"}]}
+    lines = [{"text": "hi"}, {"messages": HELLO}, both, {"messages": json.dumps(HELLO)}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    records, info = read_corpus(str(tmp_path / "a.jsonl"))
+    assert records == [
+        Document("a.jsonl:1", "hi"),
+        Conversation("a.jsonl:2", HELLO),
+        Conversation("a.jsonl:3", HELLO, [{"name": "f"}]),
+        Conversation("a.jsonl:4", HELLO),
+    ]
+    assert info.bytes == sum(len(record.content.encode()) for record in records)
+    texts, _ = read_corpus(str(tmp_path / "a.jsonl"), format="text", on_bad_record="skip")
+    assert [record.name for record in texts] == ["a.jsonl:1", "a.jsonl:3"]
+    chats, _ = read_corpus(str(tmp_path / "a.jsonl"), format="chat", on_bad_record="skip")
+    assert [record.name for record in chats] == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4"]
+
+
+def test_chats_in_parquet_lose_the_nulls_of_absent_fields(tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "{}"}]}
+    table = pyarrow.table({"talk": [HELLO, [HELLO[0], call]], "n": [1, 2]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    records, _ = read_corpus(str(tmp_path / "a.parquet"), messages_field="talk")
+    assert records == [
+        Conversation("a.parquet:0", HELLO),
+        Conversation("a.parquet:1", [HELLO[0], call]),
+    ]
+
+
+def test_long_lines_are_read_whole(tmp_path):
+    text = "x" * 3_000_000
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "{text}"}}\n{{"text": "end"}}')
+    documents, _ = read_corpus(str(tmp_path / "a.jsonl"))
+    assert [len(document.text) for document in documents] == [3_000_000, 3]
 
 
 # --- Bad input -------------------------------------------------------------------------------
@@ -122,13 +163,13 @@ def test_strict_names_file_byte_and_remedy(bad_text):
 
 
 def test_skip_leaves_the_document_out_and_counts_it(bad_text):
-    documents, info = read_corpus(str(bad_text), errors="skip")
+    documents, info = read_corpus(str(bad_text), on_bad_text="skip")
     assert [d.name for d in documents] == ["good.txt"]
     assert (info.skipped, info.replaced) == (1, 0)
 
 
 def test_replace_marks_the_byte_and_counts_the_document(bad_text):
-    documents, info = read_corpus(str(bad_text), errors="replace")
+    documents, info = read_corpus(str(bad_text), on_bad_text="replace")
     assert documents[0].text == "four\ufffd"
     assert (info.skipped, info.replaced) == (0, 1)
 
@@ -137,14 +178,14 @@ def test_bad_byte_in_jsonl_is_located_in_the_file(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: byte 25 \(0xff\)"):
         read_corpus(str(tmp_path / "a.jsonl"))
-    assert read_corpus(str(tmp_path / "a.jsonl"), errors="skip").info.skipped == 1
+    assert read_corpus(str(tmp_path / "a.jsonl"), on_bad_text="skip")[1].skipped == 1
 
 
 def test_half_a_surrogate_pair_in_json_is_bad_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}\n{"text": "ok"}\n')
     with pytest.raises(ValueError, match="line 1.*not UTF-8"):
         read_corpus(str(tmp_path / "a.jsonl"))
-    assert read_corpus(str(tmp_path / "a.jsonl"), errors="skip").documents == [("a.jsonl:2", "ok")]
+    assert read_corpus(str(tmp_path / "a.jsonl"), on_bad_text="skip")[0] == [("a.jsonl:2", "ok")]
 
 
 @pytest.mark.parametrize(
@@ -153,21 +194,32 @@ def test_half_a_surrogate_pair_in_json_is_bad_text(tmp_path):
         ('{"text": ', "line 2: not JSON"),
         ("[" * 200_000, "line 2: not JSON"),
         ('["text"]', "line 2: a list, not an object"),
-        ('{"body": "x", "id": 1}', "line 2: no field 'text'; there is 'body', 'id'"),
+        ('{"body": "x", "id": 1}', "line 2: no field 'text' or 'messages'; there is 'body', 'id'"),
         ('{"text": 5}', "line 2: 'text' is a int, not a string"),
+        ('{"messages": "[}"}', "line 2: 'messages': not JSON"),
+        ('{"messages": {}}', "line 2: 'messages' is a dict, expected a list of objects"),
+        ('{"messages": ["hi"]}', "line 2: 'messages' is a list, expected a list of objects"),
+        ('{"messages": [], "tools": 1}', "line 2: 'tools' is a int, expected a list of objects"),
+        ('{"messages": [{"content": "\\ud83d"}]}', "line 2: 'messages' holds half of a surrogate"),
     ],
 )
-def test_bad_json_line_is_named(tmp_path, line, message):
-    (tmp_path / "a.jsonl").write_text('{"text": "ok"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=message):
+def test_bad_json_line_is_named_or_skipped_and_counted(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "ok"}\n' + line + '\n{"text": "fine"}\n')
+    with pytest.raises(BadRecord, match=rf"a\.jsonl, {message}.*on_bad_record = 'skip'"):
         read_corpus(str(tmp_path / "a.jsonl"))
+    documents, info = read_corpus(str(tmp_path / "a.jsonl"), on_bad_record="skip")
+    assert documents == [("a.jsonl:1", "ok"), ("a.jsonl:3", "fine")]
+    assert info.bad == 1
 
 
-def test_truncated_gzip_names_the_file(tmp_path):
-    whole = gzip.compress(b'{"text": "ok"}\n' * 100)
-    (tmp_path / "a.jsonl.gz").write_bytes(whole[:-12])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: damaged"):
-        read_corpus(str(tmp_path / "a.jsonl.gz"))
+@pytest.mark.parametrize("rule", ["fail", "skip"])
+@pytest.mark.parametrize(("end", "compress"), [("gz", gzip.compress), ("zst", zstd)])
+@pytest.mark.parametrize("damage", [lambda data: data[:-12], lambda data: b"\0" * 40 + data])
+def test_damaged_archives_name_the_file_whatever_the_rules(tmp_path, end, compress, damage, rule):
+    file = tmp_path / f"a.jsonl.{end}"
+    file.write_bytes(damage(compress(b'{"text": "ok"}\n' * 100)))
+    with pytest.raises(ValueError, match=rf"a\.jsonl\.{end}: damaged"):
+        read_corpus(str(file), on_bad_record=rule)
 
 
 def test_parquet_errors(tmp_path, monkeypatch):
@@ -190,14 +242,25 @@ def test_empty_missing_and_unsupported_sources(tmp_path):
         read_corpus(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no corpus at .*/nowhere'"):
         read_corpus(str(tmp_path / "nowhere"))
-    (tmp_path / "a.jsonl.zst").write_bytes(b"")
-    with pytest.raises(ValueError, match="Zstandard"):
+    (tmp_path / "a.tar.zst").write_bytes(b"")
+    with pytest.raises(ValueError, match="only .jsonl.zst is read"):
         read_corpus(str(tmp_path))
-    with pytest.raises(ValueError, match="on_bad_text is 'ignore'; accepted: strict"):
-        read_corpus(str(tmp_path), errors="ignore")
 
 
-# --- Fingerprint and split -------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("on_bad_text", "ignore", "on_bad_text is 'ignore'; there are: strict, skip, replace"),
+        ("on_bad_record", "skp", "on_bad_record is 'skp'; did you mean skip?"),
+        ("format", "txt", "format is 'txt'; did you mean text?"),
+    ],
+)
+def test_unknown_rules(field, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Rules(**{field: value})
+
+
+# --- Fingerprint -----------------------------------------------------------------------------
 
 
 def test_fingerprint_sees_names_texts_order_and_borders():
@@ -211,43 +274,3 @@ def test_fingerprint_sees_names_texts_order_and_borders():
     hashes = {fingerprint(documents) for documents in [base, *others]}
     assert len(hashes) == 5
     assert fingerprint(list(base)) == fingerprint(base)
-
-
-@settings(max_examples=60, deadline=None)
-@given(texts, st.floats(0.001, 0.999))
-def test_split_is_a_partition_without_leaks(texts, fraction):
-    documents = named(texts)
-    train, heldout = split_documents(documents, fraction)
-    assert train and heldout
-    assert sorted(train + heldout) == sorted(documents)
-    assert not {d.text for d in train} & {d.text for d in heldout}
-
-
-def test_split_holds_out_about_the_fraction_and_is_stable_under_growth():
-    documents = named(f"text {i}" for i in range(4000))
-    heldout = set(split_documents(documents, 0.1).heldout)
-    assert 300 < len(heldout) < 500
-    assert set(split_documents(documents[:2000], 0.1).heldout) == heldout & set(documents[:2000])
-
-
-@pytest.mark.parametrize("texts", [[], ["one"], ["same", "same"]])
-def test_split_needs_two_texts(texts):
-    with pytest.raises(ValueError, match="cannot be split"):
-        split_documents(named(texts), 0.5)
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
-def test_split_fraction_out_of_range(fraction):
-    with pytest.raises(ValueError, match="heldout_fraction"):
-        split_documents(named(["a", "b"]), fraction)
-
-
-def test_limit_bytes_takes_whole_documents_while_they_fit():
-    documents = named("é" * n for n in range(1, 40))
-    chosen = limit_bytes(documents, 300)
-    total = sum(d.bytes for d in chosen)
-    assert total <= 300 < total + min(d.bytes for d in documents if d not in chosen)
-    assert chosen == [d for d in documents if d in chosen] != documents[: len(chosen)]
-    assert limit_bytes(documents[::-1], 300) == chosen[::-1]
-    assert limit_bytes(documents, 1) == documents[:1]
-    assert limit_bytes(documents, None) == documents

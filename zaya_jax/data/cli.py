@@ -15,6 +15,8 @@ from absl import flags
 
 from zaya_jax import config, options
 from zaya_jax.data import Prepared, prepare, show
+from zaya_jax.data.packing import JoinedRows, PackedRows
+from zaya_jax.data.pipeline import MIXTURE
 from zaya_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -37,7 +39,6 @@ def main(argv: Sequence[str]) -> int:
     workers = _workers()
     if out is not None:
         _check_folder(out)
-    given = data.tokenizer
     try:
         prepared = prepare(
             data,
@@ -45,7 +46,6 @@ def main(argv: Sequence[str]) -> int:
             sequence_length=train.sequence_length,
             batch_size=train.batch_size,
             seed=train.seed,
-            tokenizer=given,
             out=out,
             workers=workers,
         )
@@ -88,11 +88,10 @@ def _check_folder(out: Path) -> None:
     """Refuses a folder that holds other things than prepared data."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: is a file, expected a folder")
-    known = {"mixture.json"}
     others = [
         path.name
         for path in (out.iterdir() if out.is_dir() else ())
-        if path.name not in known and not (path.is_dir() and path.name[:1].isdigit())
+        if path.name != MIXTURE and not (path.is_dir() and path.name[:1].isdigit())
     ]
     if others:
         raise UserError(
@@ -103,7 +102,8 @@ def _check_folder(out: Path) -> None:
 def _lengths(prepared: Prepared) -> list[np.ndarray]:
     """Tokens of every training example, source by source."""
     rows = prepared.train.rows
-    parts = getattr(rows, "parts", (rows,))
+    assert isinstance(rows, JoinedRows | PackedRows)
+    parts = rows.parts if isinstance(rows, JoinedRows) else [rows]
     return [part.examples.table.lengths for part in parts]
 
 

@@ -10,28 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from zaya_jax.config.schema import Data
-from zaya_jax.data import chat
-from zaya_jax.data import prepare as folders
+from zaya_jax.data import chat, folders
 from zaya_jax.data.encode import Encoder
+from zaya_jax.data.folders import Division, Job
 from zaya_jax.data.info import DataInfo, PartInfo, SourceInfo
 from zaya_jax.data.mixture import Batches, join
 from zaya_jax.data.packing import PackedRows, in_order
 from zaya_jax.data.plan import PACKINGS
-from zaya_jax.data.prepare import Division, Job
 from zaya_jax.data.readers import Conversation, Document, Rules
 from zaya_jax.data.sources import Survey, read, survey
 from zaya_jax.data.tokenizer import Tokenizer, cached_bpe
 
-MIXTURE = "mixture.json"
+MIXTURE = "mixture.index.json"
 """Names the prepared folders beside it, with their weights; a folder with one is a source."""
 
 _SLOW_SECONDS = 2.0
@@ -223,22 +222,33 @@ def assemble(
 def resolve(data: Data) -> list[Entry]:
     """The sources of a section with their shares; prepared mixtures give their own sources.
 
+    What `launch.py data` made of a mixture may be named by `data.source` with the mixture still in
+    the config, and stands in its place.
+
     Raises:
-        ValueError: a weight that is not positive, the same source twice, or a prepared mixture
-            that is damaged.
+        ValueError: a weight that is not positive, the same source twice, a prepared mixture that
+            is damaged, or one that stands in the place of another.
     """
     entries: list[Entry] = []
-    for source, weight in data.mixture or ((data.source, 1.0),):
+    sources = data.mixture or ((data.source, 1.0),)
+    if data.mixture and (file := Path(data.source).expanduser() / MIXTURE).is_file():
+        made = tuple((entry["source"], entry["weight"]) for entry in _read_mixture(file))
+        if _shares(made) != _shares(data.mixture):
+            raise ValueError(
+                f"{data.source} was prepared of the mixture {made}, data.mixture is "
+                f"{data.mixture}: prepare it anew, or set data.mixture = () to train on it as it is"
+            )
+        sources = ((data.source, 1.0),)
+    for source, weight in sources:
         if not 0 < weight < math.inf:
             raise ValueError(f"data.mixture: {source!r} has weight {weight}: expected more than 0")
         folder = Path(source).expanduser()
         if (folder / MIXTURE).is_file():
             inner = _read_mixture(folder / MIXTURE)
-            whole = sum(share for _, share in inner)
-            entries += (
-                Entry(str(folder / name), weight * share / whole, folder / name)
-                for name, share in inner
-            )
+            whole = sum(entry["weight"] for entry in inner)
+            for entry in inner:
+                place = folder / entry["folder"]
+                entries.append(Entry(str(place), weight * entry["weight"] / whole, place))
         else:
             entries.append(Entry(source, weight, folder if folders.is_prepared(folder) else None))
     if len({entry.source for entry in entries}) < len(entries):
@@ -253,10 +263,21 @@ def subfolder(number: int, source: str) -> str:
     return f"{number}-{name[:40]}"
 
 
-def _read_mixture(file: Path) -> list[tuple[str, float]]:
+def _shares(sources: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Weights as shares, rounded as far as two ways to write them may differ."""
+    weights = dict(sources)
+    return {source: round(weight / sum(weights.values()), 9) for source, weight in weights.items()}
+
+
+def _read_mixture(file: Path) -> list[dict[str, Any]]:
+    """Entries with `folder`, `source` and `weight`."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return [(str(entry["folder"]), float(entry["weight"])) for entry in content["sources"]]
+        kinds = {"folder": str, "source": str, "weight": float}
+        return [
+            {name: kind(entry[name]) for name, kind in kinds.items()}
+            for entry in content["sources"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error!r}; prepare it again") from None
 

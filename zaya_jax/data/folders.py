@@ -1,6 +1,6 @@
 """A source encoded into a folder of shards: in this process or by workers, and resumable.
 
-    index.json                               what it is of, and the shards in order
+    examples.index.json                      what it is of, and the shards in order
     tokenizer/                               that encoded it
     train-00000-1f0c2a9b77d3.array_record    see `zaya_jax.data.records`
     heldout-00000-....array_record
@@ -37,7 +37,7 @@ from zaya_jax.data.records import SUFFIX, Shard, Store, Table, write_shard
 from zaya_jax.data.sources import CorpusInfo, Survey, fingerprint, read
 from zaya_jax.data.tokenizer import Tokenizer
 
-INDEX, TOKENIZER, VERSION = "index.json", "tokenizer", 1
+INDEX, TOKENIZER, VERSION = "examples.index.json", "tokenizer", 1
 PARTS = ("train", "heldout")
 
 SHARD_BYTES = 4 << 20
@@ -92,7 +92,7 @@ class Index:
     shards: dict[str, list[Shard]]
 
     def save(self, folder: Path) -> None:
-        """Writes `index.json`."""
+        """Writes the index."""
         with atomic_path(folder / INDEX) as scratch:
             content = {"version": VERSION, **asdict(self)}
             scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -197,7 +197,8 @@ def prepare(
     Args:
         job: what to prepare.
         folder: where to.
-        workers: processes that encode; 0 for this one, where texts are encoded on all cores.
+        workers: processes that encode; 0 for this one, where texts are encoded on all cores. For
+            less than a shard none are started.
         advance: is called with the bytes of content that have been dealt with.
 
     Raises:
@@ -210,7 +211,9 @@ def prepare(
             advance(job.bytes)
             return found
         shards: dict[str, list[Shard]] = {part: [] for part in PARTS}
-        for task, records in _run(_tasks(job, folder), job.encoder, workers):
+        for task, records in _run(
+            _tasks(job, folder), job.encoder, workers if job.bytes > SHARD_BYTES else 0
+        ):
             shards[task.part].append(Shard(task.file.name, records, task.file.stat().st_size))
             advance(task.bytes)
         kept = {shard.file for part in PARTS for shard in shards[part]}

@@ -1,0 +1,110 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tests.data.in_memory import pack, text
+from zaya_jax.data.mixture import Batches, join
+
+
+def rows(count, length=4, first=2):
+    """Row i is a whole document of id `first + i`."""
+    return pack([text([first + i] * (length - 1)) for i in range(count)], length)
+
+
+def first_ids(batches, steps):
+    return [batches.batch(step).tokens[:, 0].tolist() for step in steps]
+
+
+# --- One source ------------------------------------------------------------------------------
+
+
+def test_every_epoch_visits_every_row_once_in_a_new_order():
+    batches = Batches(rows(10), 4, seed=0)
+    seen = sum(first_ids(batches, range(10)), [])  # 40 rows: four epochs
+    epochs = [seen[i : i + 10] for i in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(2, 12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    forwards = first_ids(Batches(rows(10), 4, seed=0), range(12))
+    resumed = first_ids(Batches(rows(10), 4, seed=0), [7, 11, 0])
+    assert resumed == [forwards[7], forwards[11], forwards[0]]
+    assert first_ids(Batches(rows(10), 4, seed=1), range(12)) != forwards
+
+
+def test_more_rows_in_a_batch_than_there_are():
+    batch = Batches(rows(3), 8, seed=0).batch(0)
+    assert batch.tokens.shape == (8, 4) and (batch.segment_ids > 0).all()
+
+
+def test_without_a_seed_rows_come_in_order_and_the_last_batch_is_filled_up():
+    batches = Batches(rows(10), 4)
+    got = list(batches)
+    assert len(batches) == len(got) == 3
+    assert [b.tokens[:, 0].tolist() for b in got] == [[2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 0, 0]]
+    assert all(b.tokens.shape == (4, 4) for b in got)
+    assert not got[-1].segment_ids[2:].any() and not got[-1].loss_weights[2:].any()
+
+
+@pytest.mark.parametrize(("seed", "step"), [(None, 3), (None, -1), (0, -1)])
+def test_steps_out_of_range_do_not_wrap_around(seed, step):
+    with pytest.raises(IndexError, match=f"step {step}"):
+        Batches(rows(10), 4, seed).batch(step)
+
+
+def test_batch_size_must_be_positive():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Batches(rows(3), 0)
+
+
+# --- Several sources -------------------------------------------------------------------------
+
+
+def mixture(sizes, weights, batch_size=4, seed=0):
+    """Source i, from 1, has ids 10,000 i and up; shuffling is slow where rows are few."""
+    parts = [rows(size, first=10_000 * (i + 1)) for i, size in enumerate(sizes)]
+    return Batches(join(parts), batch_size, seed, weights)
+
+
+@pytest.mark.parametrize("weights", [(3, 1), (0.2, 0.8), (1, 1), (5, 0.3)])
+def test_every_stretch_of_rows_has_the_shares_of_the_weights(weights):
+    batches = mixture((1100, 1030), weights)
+    seen = np.array(sum(first_ids(batches, range(100)), [])) // 10_000
+    share = weights[0] / sum(weights)
+    taken = np.cumsum(seen == 1)
+    assert np.abs(taken - share * np.arange(1, taken.size + 1)).max() < 3  # of 400 rows
+
+
+def test_each_source_goes_through_its_own_epochs():
+    batches = mixture((40, 10), (1, 1))
+    seen = sum(
+        first_ids(batches, range(20)), []
+    )  # 80 rows: one epoch of the one, four of the other
+    counts = Counter(seen)
+    assert {counts[10_000 + i] for i in range(40)} == {1}
+    assert {counts[20_000 + i] for i in range(10)} == {4}
+    small = [i for i in seen if i >= 20_000]
+    assert len({tuple(small[i : i + 10]) for i in range(0, 40, 10)}) == 4
+
+
+def test_a_batch_of_a_mixture_depends_on_seed_and_step_alone():
+    forwards = first_ids(mixture((1100, 1030, 1025), (1, 2, 3)), range(12))
+    resumed = first_ids(mixture((1100, 1030, 1025), (1, 2, 3)), [7, 11, 0])
+    assert resumed == [forwards[7], forwards[11], forwards[0]]
+    assert first_ids(mixture((1100, 1030, 1025), (1, 2, 3), seed=1), range(12)) != forwards
+    # Smaller batches, as other processes would make them, are parts of the larger.
+    halves = first_ids(mixture((1100, 1030, 1025), (1, 2, 3), batch_size=2), range(24))
+    assert [a + b for a, b in zip(halves[::2], halves[1::2], strict=True)] == forwards
+
+
+def test_the_first_source_of_a_mixture_is_shuffled_as_it_is_alone():
+    alone = sum(first_ids(Batches(rows(50, first=10_000), 4, seed=3), range(10)), [])
+    mixed = sum(first_ids(mixture((50, 50), (1, 1), seed=3), range(20)), [])
+    assert [i for i in mixed if i < 20_000] == alone
+
+
+def test_a_mixture_in_order_is_source_after_source():
+    batches = Batches(join([rows(3, first=100), rows(2, first=200)]), 4)
+    assert first_ids(batches, range(2)) == [[100, 101, 102, 200], [201, 0, 0, 0]]
