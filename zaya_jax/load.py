@@ -26,6 +26,8 @@ Values = dict[str, jax.Array]
 
 CONFIG, CHECKPOINTS, TOKENIZER = "config.json", "checkpoints", "tokenizer"
 """What a run directory holds; see DESIGN's conventions."""
+END_OF_TURN = "<|im_end|>"
+"""The token that closes a turn of ChatML, where the vocabulary has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +77,12 @@ class Loaded:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a text: the model's and the tokenizer's end-of-sequence."""
-        ids = {self.model.eos_id}
-        return frozenset(ids if self.tokenizer is None else ids | {self.tokenizer.eos_id})
+        """Tokens that end a text: the model's and the tokenizer's end-of-sequence, and the end of a
+        turn, which is all that a model of chats writes in most vocabularies."""
+        ids: set[int | None] = {self.model.eos_id}
+        if self.tokenizer is not None:
+            ids |= {self.tokenizer.eos_id, self.tokenizer.id_of(END_OF_TURN)}
+        return frozenset(i for i in ids if i is not None)
 
     @property
     def start_id(self) -> int:
@@ -219,8 +224,8 @@ def _listing(path: Path, most: int = 6) -> str:
 
 # Readers are named, not imported: the rooms that write these forms also use `load`.
 def _open_run(source: Source, path: Path):
-    checkpoint = importlib.import_module("zaya_jax.train.checkpoint")
-    experiment, params, biases = checkpoint.restore_weights(source.path, step=source.step)
+    weights = importlib.import_module("zaya_jax.train.weights")
+    experiment, params, biases = weights.restore_weights(source.path, step=source.step)
     return experiment.model, params, biases, source.path / TOKENIZER
 
 

@@ -1,12 +1,14 @@
 """A run that takes a second: two layers of 32 channels on a page of text."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 
 from zaya_jax.config import Attention, Data, Experiment, Model, Optim, Router, Train
 from zaya_jax.data import Batch
+from zaya_jax.train.progress import Progress
 
 MODEL = Model(
     vocab_size=300,
@@ -85,3 +87,23 @@ def changed(experiment):
         return dataclasses.replace(base, **{section: part})
 
     return change
+
+
+class Log(Progress):
+    """Keeps what is told, and does something when a line of interest comes by."""
+
+    def __init__(self, at: str = "\0", do=None, steps: int = 6):
+        self.text = io.StringIO()
+        self.at, self.do = at, do
+        super().__init__(steps, self.text)
+
+    def say(self, text):
+        super().say(text)
+        if self.at in text:
+            self.do()
+
+
+@pytest.fixture(scope="session")
+def listener():
+    """Makes a `Log`: `listener()`, or `listener("step 3", do)` to do something at that line."""
+    return Log

@@ -1,14 +1,24 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zaya_jax.config import to_dict
 from zaya_jax.errors import UserError
 from zaya_jax.train import manifest, workdir
 from zaya_jax.train import state as train_state
-from zaya_jax.train.checkpoint import Checkpoints, restore_weights
+from zaya_jax.train.checkpoint import Checkpoints, kept
+from zaya_jax.train.weights import restore_weights
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +41,6 @@ def run(experiment, tmp_path_factory):
 @pytest.fixture
 def damaged(run, tmp_path):
     """A copy of the run whose newest checkpoint lost the end of its largest file."""
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(run[0], folder)
     files = (folder / "checkpoints/4/weights").rglob("*")
@@ -70,8 +78,6 @@ def test_weights_come_back_alone_from_a_run_a_folder_or_a_checkpoint(run, experi
 
 
 def test_weights_need_no_optimizer_state(run, tmp_path):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(run[0], folder)
     shutil.rmtree(folder / "checkpoints/4/train")
@@ -121,19 +127,109 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(damaged, expe
         checkpoints.close()
 
 
-def test_a_manifest_that_a_crash_left_out_is_made_up_for(run, experiment, tmp_path):
-    import shutil
-
-    folder = tmp_path / "copy"
-    shutil.copytree(run[0], folder)
-    listed = folder / "checkpoints/4/manifest.json"
-    before = listed.read_text()
-    listed.unlink()
+def test_a_checkpoint_without_a_manifest_is_damaged(run, experiment, tmp_path):
+    """It is in the folder before the folder has its name, so nothing of ours leaves it out."""
+    folder = shutil.copytree(run[0], tmp_path / "copy")
+    (folder / "checkpoints/4/manifest.json").unlink()
     checkpoints = Checkpoints(folder, experiment)
-    assert checkpoints.restore().step == 4
     assert checkpoints.newest() == folder / "checkpoints" / "4"
+    with pytest.warns(UserWarning, match="manifest.json is missing"):
+        assert checkpoints.restore().step == 2
     checkpoints.close()
-    assert listed.read_text() == before
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(experiment, changed, tmp_path, monkeypatch):
+    """What is saved is the state as it was, however the donated buffers are used meanwhile."""
+    wide = changed("model", vocab_size=20_000)
+    state = train_state.init(wide)
+    state = state.replace(step=jnp.int32(7), optimizer=state.optimizer)
+    scale = jax.jit(
+        lambda s: jax.tree.map(lambda x: (x * 3 + 1).astype(x.dtype), s), donate_argnums=0
+    )
+    state = scale(state).replace(step=jnp.int32(7))
+    expected = jax.tree.map(np.array, state)
+    held = threading.Event()
+    write = manifest.write
+    monkeypatch.setattr(manifest, "write", lambda folder: (held.wait(60), write(folder)))
+    checkpoints = Checkpoints(tmp_path, wide)
+    checkpoints.save(state)
+    for _ in range(5):
+        state = scale(state)
+    jax.block_until_ready(state)
+    # Nothing has the step's name before it is whole, manifest and all.
+    assert checkpoints.newest() is None
+    assert [path.name for path in (tmp_path / "checkpoints").glob(".*")]
+    held.set()
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(), expected)
+    checkpoints.close()
+
+
+def test_leftovers_of_a_killed_run_are_removed(run, experiment, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "copy")
+    for name in (".scratch-6", ".scratch-6.orbax-checkpoint-tmp", ".scratch-deleting-2"):
+        (folder / "checkpoints" / name / "weights").mkdir(parents=True)
+    checkpoints = Checkpoints(folder, experiment)
+    checkpoints.close()
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"2", "4"}
+
+
+@pytest.mark.parametrize(
+    "there, stay",
+    [
+        ([2, 4, 6], {4, 6}),
+        ([2, 4, 5], {2, 4, 5}),  # 5: asked for by a signal; a rollback needs 2 and 4 as ever
+        ([2, 4, 5, 6], {4, 6}),
+        ([3, 5], {5}),
+    ],
+)
+def test_a_checkpoint_that_a_signal_asked_for_pushes_out_no_other(changed, there, stay):
+    train = changed("train", checkpoint_every=2, keep_checkpoints=2).train
+    assert kept(there, train) == stay
+
+
+FULL = """
+import json, resource, sys, warnings
+from pathlib import Path
+import jax, numpy as np
+from zaya_jax.config import from_dict
+from zaya_jax.config import to_dict
+from zaya_jax.errors import UserError
+from zaya_jax.train import state as train_state
+from zaya_jax.train.checkpoint import Checkpoints, kept
+experiment, folder = from_dict(json.load(sys.stdin)), Path(sys.argv[1])
+state = train_state.init(experiment)
+checkpoints = Checkpoints(folder, experiment)
+checkpoints.save(state.replace(step=np.int32(2)))
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+checkpoints.save(state.replace(step=np.int32(4)))
+try:
+    checkpoints.close()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_without_room_is_one_clear_error(experiment, tmp_path):
+    """The limit on a file's size fails the very writes that a full disk fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        input=json.dumps(to_dict(experiment)),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert done.returncode == 0, done.stderr
+    place = (tmp_path / "checkpoints").absolute()
+    assert re.search(
+        rf"no room for a checkpoint in {place}: it needs [\d,]+ bytes, [\d,]+ are free .*"
+        rf"the last good checkpoint is {place}/2",
+        done.stdout,
+    )
+    assert [path.name for path in place.iterdir()] == ["2"]
+    assert manifest.damage(place / "2") is None
 
 
 def test_missing_runs_and_steps_are_named(run, tmp_path, experiment):
@@ -149,7 +245,7 @@ def test_missing_runs_and_steps_are_named(run, tmp_path, experiment):
 def test_a_manifest_sees_a_flipped_bit_and_a_missing_file(tmp_path):
     (tmp_path / "a").write_bytes(bytes(100))
     (tmp_path / "b").write_bytes(b"b")
-    assert manifest.damage(tmp_path) is None  # none yet: not judged
+    assert manifest.damage(tmp_path) == "manifest.json is missing"
     manifest.write(tmp_path)
     assert manifest.damage(tmp_path) is None
     (tmp_path / "a").write_bytes(bytes(99) + b"\1")

@@ -1,30 +1,41 @@
-"""Saving and restoring a run: `checkpoints/<step>/` in its directory, written by Orbax.
+"""Saving and restoring a run: `checkpoints/<step>/` in its directory, in Orbax's format.
 
-A checkpoint has two items. `weights` holds {"params", "biases"}, all that inference needs; `train`
-holds the rest of the state: step, optimizer, balancer. The step is the data cursor as well, for a
-batch is a function of it. A step's folder appears under its name only once it is complete; its
-manifest then tells damage apart from numbers.
+A checkpoint has two items. `weights` holds {"params", "biases"}, all that inference needs (the
+adapters alone under LoRA, see `zaya_jax.train.base`); `train` holds the rest of the state: step,
+optimizer, balancer, faults, data cursor. Its manifest tells damage apart from numbers.
+
+Training goes on while a checkpoint is written. Orbax takes its copy of the state before `save`
+returns, and writes into a scratch folder; once that is whole, the manifest is added and the folder
+gets its name, in one rename. What has a step's name is therefore complete, whenever the process
+was killed.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shutil
+import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from zaya_jax.config import Experiment
+from zaya_jax.config import Experiment, Train
 from zaya_jax.errors import UserError
-from zaya_jax.model.functional import Biases, Params, bias_declarations, declarations
 from zaya_jax.train import manifest
 from zaya_jax.train import state as train_state
 from zaya_jax.train.state import TrainState
-from zaya_jax.train.workdir import CHECKPOINTS, read_config
+from zaya_jax.train.workdir import CHECKPOINTS
 
 WEIGHTS, TRAIN = "weights", "train"
+_SCRATCH = ".scratch-"
+_NO_ROOM = re.compile(r"os_error_code='(27|28|122)'|Errno (27|28|122)\b|ENOSPC|EFBIG|EDQUOT")
+"""File too large, no space left, quota exceeded: in the words of TensorStore and of Python."""
 
 logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file that it touches
 
@@ -32,82 +43,151 @@ logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file th
 class Checkpoints:
     """The checkpoints of one run, newest kept.
 
+    One is written at a time. The caller holds the run directory's lock, so scratch folders that are
+    there at the start are leftovers of a killed run, and are removed.
+
     Args:
       folder: the run directory.
       experiment: gives shapes and dtypes, and how many to keep.
     """
 
     def __init__(self, folder: Path, experiment: Experiment):
-        self._folder, self._experiment = folder / CHECKPOINTS, experiment
-        self._manager = self._open()
-
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self._folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=self._experiment.train.keep_checkpoints,
-                cleanup_tmp_directories=True,  # what a killed run left half written
-                # The state is donated to the next step, so the copy must be over before it starts.
-                enable_async_checkpointing=False,
-            ),
-        )
+        self._folder, self._experiment = (folder / CHECKPOINTS).absolute(), experiment
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._writing: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
     def save(self, state: TrainState) -> int:
-        """Writes the state under its step, if it is not there yet; returns the step."""
+        """Begins to write the state under its step, if it is not there yet; returns the step.
+
+        The state may be donated as soon as this returns.
+
+        Raises:
+          UserError: as `raise_failure`, of the save before this one.
+        """
+        self.wait()
         step = int(state.step)
-        if step not in self._manager.all_steps():
-            weights, rest = _items(state)
-            self._manager.save(
-                step,
+        if step in steps_in(self._folder):
+            return step
+        weights, rest = _items(state)
+        scratch = self._folder / f"{_SCRATCH}{step}"
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        try:
+            self._orbax.save(
+                scratch,
                 args=ocp.args.Composite(
                     **{WEIGHTS: ocp.args.StandardSave(weights), TRAIN: ocp.args.StandardSave(rest)}
                 ),
-                force=True,
             )
-            manifest.write(self._folder / str(step))
+        except Exception as error:
+            self._failure = error
+            self.raise_failure()
+        self._writing = threading.Thread(target=self._publish, args=(scratch, step))
+        self._writing.start()
         return step
 
-    def restore(self) -> TrainState | None:
+    def _publish(self, scratch: Path, step: int) -> None:
+        """Runs beside the training: waits for Orbax, then gives the folder its name."""
+        try:
+            self._orbax.wait_until_finished()
+            manifest.write(scratch)
+            scratch.rename(self._folder / str(step))
+            _sync(self._folder)
+            there = steps_in(self._folder)
+            self._remove(set(there) - kept(there, self._experiment.train))
+        except BaseException as error:  # whatever it is, the training thread is to hear of it
+            self._failure = error
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        """Deletes checkpoints, each at once: a part of one never keeps its name."""
+        for step in sorted(steps):
+            scratch = self._folder / f"{_SCRATCH}deleting-{step}"
+            (self._folder / str(step)).rename(scratch)
+            shutil.rmtree(scratch)
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+          UserError: as `raise_failure`.
+        """
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Tells of a save that failed, as soon as it did; cheap, and returns if none has.
+
+        Raises:
+          UserError: there was no room; what was half written has been removed.
+        """
+        error, self._failure = self._failure, None
+        if error is None:
+            return
+        self._clear()
+        if not _NO_ROOM.search(f"{error!r} {error}"):
+            raise error
+        saved = self.newest()
+        last = f"the last good checkpoint is {saved}" if saved else "no checkpoint is there yet"
+        raise UserError(
+            f"no room for a checkpoint in {self._folder}: it needs {self._bytes:,} bytes, "
+            f"{shutil.disk_usage(self._folder).free:,} are free ({first_line(error)}); {last}. "
+            "Make room and give the same command again; a smaller train.keep_checkpoints takes less"
+        ) from error
+
+    def restore(self, scheduled: bool = False) -> TrainState | None:
         """The newest state that can be read, or None if there is no checkpoint.
 
         A checkpoint that cannot be read is named in a warning, set aside (renamed, so that its step
         can be saved again) and the one before it taken.
 
+        Args:
+          scheduled: only checkpoints of `train.checkpoint_every`, which every course of this run
+            has, none that a signal asked for.
+
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        abstract = train_state.abstract(self._experiment)
-        weights, rest = (_on_device(item) for item in _items(abstract))
-        for step in steps:
-            try:
-                _check(self._folder / str(step))
-                found = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        **{
-                            WEIGHTS: ocp.args.StandardRestore(weights),
-                            TRAIN: ocp.args.StandardRestore(rest),
-                        }
-                    ),
-                )
-            except Exception as error:  # whatever Orbax, TensorStore or the file system may raise
-                self._set_aside(step, error)
-                continue
-            if not (self._folder / str(step) / manifest.MANIFEST).exists():
-                manifest.write(self._folder / str(step))
-            return TrainState(**found[WEIGHTS], **found[TRAIN])
-        if steps or any(self._folder.glob("damaged-*")):
+        self.wait()
+        steps = sorted(steps_in(self._folder), reverse=True)
+        if scheduled:
+            steps = [step for step in steps if _is_scheduled(step, self._experiment.train)]
+        weights, rest = map(on_device, _items(train_state.abstract(self._experiment)))
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            for step in steps:
+                try:
+                    check(self._folder / str(step))
+                    found = reader.restore(
+                        self._folder / str(step),
+                        args=ocp.args.Composite(
+                            **{
+                                WEIGHTS: ocp.args.StandardRestore(weights),
+                                TRAIN: ocp.args.StandardRestore(rest),
+                            }
+                        ),
+                    )
+                except Exception as error:  # what Orbax, TensorStore or the file system may raise
+                    self._set_aside(step, error)
+                    continue
+                return TrainState(**found[WEIGHTS], **found[TRAIN])
+        if steps or (not scheduled and any(self._folder.glob("damaged-*"))):
             raise UserError(
                 f"none of the checkpoints in {self._folder} can be read (they were renamed, not "
                 "deleted): start anew in another --workdir"
             )
         return None
 
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: the run takes another course from here."""
+        self._remove(later for later in steps_in(self._folder) if later > step)
+
     def newest(self) -> Path | None:
-        """The folder of the last checkpoint, if there is one."""
-        step = self._manager.latest_step()
-        return None if step is None else self._folder / str(step)
+        """The folder of the last checkpoint that is complete, if there is one."""
+        steps = steps_in(self._folder)
+        return self._folder / str(max(steps)) if steps else None
 
     def _set_aside(self, step: int, error: Exception) -> None:
         damaged = self._folder / str(step)
@@ -116,21 +196,54 @@ class Checkpoints:
         while aside.exists():
             number += 1
             aside = self._folder / f"damaged-{step}-{number}"
-        self._manager.close()
         damaged.rename(aside)
-        self._manager = self._open()
         warnings.warn(
             f"checkpoint {damaged} is damaged and was renamed {aside.name}; trying the one before "
-            f"it ({_first_line(error)})",
+            f"it ({first_line(error)})",
             stacklevel=3,
         )
 
+    def _clear(self) -> None:
+        for scratch in self._folder.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(scratch, ignore_errors=True)
+
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+          UserError: as `raise_failure`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
 
 
-def _check(folder: Path, part: str = "") -> None:
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a `checkpoints` folder, in no order."""
+    return [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+
+
+def kept(steps: list[int], train: Train) -> set[int]:
+    """Which of the checkpoints stay: the newest `keep_checkpoints` of the scheduled ones.
+
+    One that a signal asked for stays while it is the newest of all. It must not push out a
+    scheduled one: to which a rollback goes, must not depend on where a run was interrupted.
+    """
+    scheduled = sorted(step for step in steps if _is_scheduled(step, train))
+    return {*scheduled[-train.keep_checkpoints :], max(steps)}
+
+
+def _is_scheduled(step: int, train: Train) -> bool:
+    return step % train.checkpoint_every == 0
+
+
+def check(folder: Path, part: str = "") -> None:
+    """Compares a checkpoint, or an item of it, with its manifest.
+
+    Raises:
+      OSError: it is damaged; says how.
+    """
     found = manifest.damage(folder, part)
     if found:
         raise OSError(found)
@@ -138,81 +251,26 @@ def _check(folder: Path, part: str = "") -> None:
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     weights = {"params": state.params, "biases": state.biases}
-    rest = {"step": state.step, "optimizer": state.optimizer, "balance": state.balance}
-    return weights, rest
+    names = ("step", "optimizer", "balance", "faults", "cursor")
+    return weights, {name: getattr(state, name) for name in names}
 
 
-def _on_device(tree: Any) -> Any:
+def on_device(tree: Any) -> Any:
     """Shapes and dtypes of arrays that are to lie on the first device."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
-def _first_line(error: Exception) -> str:
+def _sync(folder: Path) -> None:
+    """Brings a rename in `folder` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of bounded length."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200] if text else ''}"
-
-
-def find_run(path: Path) -> tuple[Path, int | None]:
-    """The run directory of a path, and the step if the path is one checkpoint.
-
-    Args:
-      path: a run directory, its `checkpoints`, or one of those.
-
-    Raises:
-      UserError: it is none of these.
-    """
-    if path.name == CHECKPOINTS:
-        return path.parent, None
-    if path.parent.name == CHECKPOINTS and path.name.isdigit():
-        return path.parent.parent, int(path.name)
-    return path, None
-
-
-def restore_weights(path: Path | str, step: int | None = None) -> tuple[Experiment, Params, Biases]:
-    """The weights of a run, and nothing else of it.
-
-    Args:
-      path: a run directory, its `checkpoints` folder, or one checkpoint in that.
-      step: which checkpoint; None takes the newest that can be read.
-
-    Returns:
-      The run's experiment, its parameters, its balancing biases.
-
-    Raises:
-      UserError: no run or no such checkpoint there, or none that can be read.
-    """
-    run, named = find_run(Path(path))
-    step = named if step is None else step
-    experiment = read_config(run)
-    folder = run / CHECKPOINTS
-    steps = sorted((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()), reverse=True)
-    if not steps:
-        raise UserError(f"{run} has no checkpoints yet")
-    if step is not None and step not in steps:
-        there = ", ".join(map(str, reversed(steps)))
-        raise UserError(f"{run} has no checkpoint of step {step}; there are: {there}")
-    places = {
-        "params": declarations(experiment.model),
-        "biases": bias_declarations(experiment.model),
-    }
-    wanted = _on_device(
-        {
-            name: {k: jax.ShapeDtypeStruct(d.shape, d.dtype) for k, d in found.items()}
-            for name, found in places.items()
-        }
-    )
-    with ocp.StandardCheckpointer() as reader:
-        for candidate in steps if step is None else [step]:
-            try:
-                _check(folder / str(candidate), WEIGHTS)
-                item = (folder / str(candidate) / WEIGHTS).absolute()
-                weights = reader.restore(item, target=wanted)
-            except Exception as error:  # whatever Orbax, TensorStore or the file system may raise
-                message = f"checkpoint {folder / str(candidate)} is damaged ({_first_line(error)})"
-                if step is not None:
-                    raise UserError(message) from error
-                warnings.warn(f"{message}; trying the one before it", stacklevel=2)
-                continue
-            return experiment, weights["params"], weights["biases"]
-    raise UserError(f"none of the checkpoints in {folder} can be read")

@@ -8,27 +8,40 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from zaya_jax import lora
 from zaya_jax.config import Experiment
-from zaya_jax.data import Batch, Prepared
+from zaya_jax.data import Prepared
 from zaya_jax.errors import UserError
-from zaya_jax.model.functional import Biases, Params
-from zaya_jax.train import interrupt, setup, workdir
+from zaya_jax.model.functional import Params
+from zaya_jax.train import faults, interrupt, setup, start, throughput, workdir
 from zaya_jax.train import metrics as metrics_lib
 from zaya_jax.train.checkpoint import Checkpoints
+from zaya_jax.train.evaluate import evaluate
+from zaya_jax.train.feed import Feed
 from zaya_jax.train.metrics import Writer
-from zaya_jax.train.progress import Progress, Rate, clock
+from zaya_jax.train.progress import Progress, clock
 from zaya_jax.train.state import TrainState
-from zaya_jax.train.step import Metrics, make_eval_step, make_train_step
+from zaya_jax.train.step import make_eval_step, make_train_step
+from zaya_jax.train.telemetry import UNWRITTEN, Metrics
 
 
 class Diverged(UserError):
-    """The loss, the gradient or the weights are no numbers any more."""
+    """No more steps can be taken: their loss, gradient or updates are no numbers, or spikes."""
+
+
+class _TooManyRefused(Exception):
+    """As many steps in a row were refused as may be; carries the last one's numbers."""
+
+    def __init__(self, metrics: Metrics):
+        super().__init__()
+        self.metrics = metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Result:
 def train(experiment: Experiment, folder: Path | str, progress: Progress | None = None) -> Result:
     """Trains an experiment in a run directory, from where it stands there to its last step.
 
-    Batches are a function of the step and checkpoints hold everything else, so a run that was
+    Batches are a function of the cursor and checkpoints hold everything else, so a run that was
     stopped or killed ends, when it is started again, in the state it would have had anyway.
 
     Args:
@@ -63,37 +76,23 @@ def train(experiment: Experiment, folder: Path | str, progress: Progress | None 
       progress: where to tell.
 
     Raises:
-      UserError: as `workdir.lock`, `workdir.claim`, `setup.prepare_data`, `setup.first_state` and
-        `Checkpoints.restore` say.
-      Diverged: something became NaN or infinite; the checkpoints from before that stay.
+      UserError: as `workdir.lock`, `workdir.claim`, `setup.prepare_data`, `start.first_state`,
+        `start.load_base`, `metrics.Writer` and `Checkpoints` say.
+      Diverged: steps were refused time and again; the checkpoints from before that stay.
     """
-    with workdir.lock(Path(folder)):
-        return _train(experiment, Path(folder), progress or Progress(experiment.train.steps))
-
-
-def _train(experiment: Experiment, folder: Path, progress: Progress) -> Result:
-    workdir.claim(experiment, folder)
-    prepared = setup.prepare_data(experiment, folder)
-    workdir.record_environment(folder)
-    checkpoints = Checkpoints(folder, experiment)
-    try:
-        with interrupt.requests() as stop:
-            progress.say(setup.describe(experiment, prepared))
-            state = checkpoints.restore()
-            if state is None:
-                state = setup.first_state(experiment, progress.say)
-            else:
-                progress.say(f"resuming {folder} at step {int(state.step):,}")
-            # Placed, as a restored state is: a resumed run finds its program in jax's cache.
-            state = jax.device_put(state, jax.devices()[0])
-            writer = Writer(folder, int(state.step))
-            try:
-                run = _Run(experiment, folder, prepared, checkpoints, writer, progress, stop)
-                return run(state)
-            finally:
-                writer.close()
-    finally:
-        checkpoints.close()
+    folder, progress = Path(folder), progress or Progress(experiment.train.steps)
+    with ExitStack() as stack:
+        stack.enter_context(workdir.lock(folder))
+        workdir.claim(experiment, folder)
+        prepared = setup.prepare_data(experiment, folder)
+        workdir.record_environment(folder)
+        checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment)))
+        stop = stack.enter_context(interrupt.requests())
+        compiled = stack.enter_context(throughput.compilations())
+        progress.say(setup.describe(experiment, prepared))
+        run = _Run(experiment, folder, prepared, checkpoints, progress, stop, compiled)
+        stack.callback(run.close)
+        return run()
 
 
 class _Run:
@@ -105,100 +104,165 @@ class _Run:
         folder: Path,
         prepared: Prepared,
         checkpoints: Checkpoints,
-        writer: Writer,
         progress: Progress,
         stop: interrupt.Request,
+        compiled: throughput.Compilations,
     ):
         self.cadence = experiment.train
         self.experiment, self.folder, self.prepared = experiment, folder, prepared
-        self.checkpoints, self.writer, self.progress = checkpoints, writer, progress
-        self.stop = stop
+        self.checkpoints, self.progress = checkpoints, progress
+        self.stop, self.compiled = stop, compiled
+        self.base: start.Weights | None = None
+        if experiment.lora.rank:
+            self.base = start.load_base(experiment, folder, progress.say)
+        state = checkpoints.restore()
+        if state is None:
+            state = start.first_state(experiment, progress.say, self.base)
+        else:
+            progress.say(f"resuming {folder} at step {int(state.step):,}")
+        self._begin(state)
+        self.frozen: Params = {} if self.base is None else _placed(self.base.params)
         self.eval_step = make_eval_step(experiment.model)
-        self.rate = Rate()
+        self.feed = Feed(prepared.train)
+        self.rate = throughput.Rate()
+        self.peak = throughput.peak_flops(experiment, jax.devices()[0])
         self.bits_per_byte: dict[int, float] = {}
-        self.evaluated = {record["step"] for record in metrics_lib.evaluations(folder)}
 
-    def __call__(self, state: TrainState) -> Result:
-        step = int(state.step)
-        self.lap, self.lap_step = time.monotonic(), step
-        if step < self.cadence.steps:
-            take_step = self._compile(state)
+    def _begin(self, state: TrainState) -> None:
+        """Takes up the run at a state: from here on its records are written."""
+        # Placed, as a restored state is: a resumed run finds its program in jax's cache.
+        self.state = _placed(state)
+        self.writer = Writer(self.folder, int(state.step), self.experiment)
+        self.evaluated = {record["step"] for record in metrics_lib.evaluations(self.folder)}
+
+    def close(self) -> None:
+        """Ends what runs beside."""
+        self.feed.close()
+        self.writer.close()
+
+    def __call__(self) -> Result:
+        take_step = self._compile() if int(self.state.step) < self.cadence.steps else None
+        while True:
+            try:
+                step = self._course(take_step)
+                break
+            except _TooManyRefused as refused:
+                self._roll_back(refused.metrics)
+        done = step >= self.cadence.steps and step in self.evaluated
+        if self.stop.signal is not None and not done:
+            self._save()
+            self.checkpoints.wait()
+            self.progress.say(
+                f"stopped by {self.stop.signal.name} after step {step:,}; everything is saved. To "
+                f"go on: the same command again, with --workdir={self.folder}"
+            )
+        self.checkpoints.wait()
+        interrupted = None if done else self.stop.signal
+        return Result(self.folder, step, self.bits_per_byte, self.writer.seconds, interrupted)
+
+    def _course(self, take_step: Callable[..., tuple[TrainState, Metrics]] | None) -> int:
+        """From where the run stands to its end, or to a request to stop; the step it came to.
+
+        Raises:
+          _TooManyRefused: the steps lead nowhere.
+        """
+        step, cursor = int(self.state.step), int(self.state.cursor)
+        self.lap, self.lap_step, self.lap_waited = time.monotonic(), step, self.feed.waited
         if self._due(step, self.cadence.eval_every):
-            self._evaluate(state, step)
+            self._evaluate(step)
         # A step's numbers are read while the next one runs, so that reading never makes it wait.
         pending: deque[tuple[int, Metrics]] = deque()
         while step < self.cadence.steps and not self.stop:
-            state, metrics = take_step(state, self.prepared.train.batch(step))
-            step += 1
+            assert take_step is not None
+            self.state, metrics = take_step(self.state, self.frozen, self.feed(cursor))
+            step, cursor = step + 1, cursor + 1
             pending.append((step, metrics))
             evaluating = self._due(step, self.cadence.eval_every)
             saving = self._due(step, self.cadence.checkpoint_every)
             while len(pending) > (0 if evaluating or saving else 1):
                 self._read(*pending.popleft())
             if evaluating:
-                self._evaluate(state, step)
+                self._evaluate(step)
             if saving:
-                self._save(state)
+                self._save()
+            self.checkpoints.raise_failure()
         while pending:
             self._read(*pending.popleft())
-        done = step >= self.cadence.steps and step in self.evaluated
-        if self.stop.signal is not None and not done:
-            self._save(state)
-            self.progress.say(
-                f"stopped by {self.stop.signal.name} after step {step:,}; everything is saved. To "
-                f"go on: the same command again, with --workdir={self.folder}"
-            )
-        interrupted = None if done else self.stop.signal
-        return Result(self.folder, step, self.bits_per_byte, self.writer.seconds, interrupted)
+        return step
 
     def _due(self, step: int, every: int) -> bool:
         return step == self.cadence.steps or step % every == 0
 
-    def _compile(self, state: TrainState) -> Callable[..., tuple[TrainState, Metrics]]:
+    def _compile(self) -> Callable[..., tuple[TrainState, Metrics]]:
         self.progress.say("compiling the training step ...")
         began = time.monotonic()
         step = make_train_step(self.experiment)
-        compiled = step.lower(state, self.prepared.train.batch(0)).compile()
+        batch = self.feed(int(self.state.cursor))
+        compiled = step.lower(self.state, self.frozen, batch).compile()
         self.progress.say(f"compiled in {time.monotonic() - began:.1f} s")
-        self.lap = time.monotonic()
         return compiled
 
     def _read(self, step: int, metrics: Metrics) -> None:
-        """Looks at the numbers of a step that was dispatched: writes, shows, or gives up."""
-        loss, norm = float(metrics.loss), float(metrics.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(step, f"the loss is {loss} and the gradient's norm {norm}")
-        if not metrics.finite:
-            raise self._diverged(step, f"from a loss of {loss:.4g} to weights that are no numbers")
+        """Looks at the numbers of a step that was dispatched: writes, shows, or gives up.
+
+        Raises:
+          _TooManyRefused: it was one refused step too many.
+        """
         logging = step % self.cadence.log_every == 0 or step in (1, self.cadence.steps)
-        if not logging and not self.progress.due():
-            return
-        self._account(step)
+        if not metrics.accepted:
+            logging = True
+            self.progress.say(
+                f"step {step:,}: not taken: loss {metrics.loss:.4g}, gradient norm "
+                f"{metrics.grad_norm:.4g}"
+            )
+        if logging or self.progress.due():
+            self._account(step)
         if logging:
-            record = {name: np.asarray(value) for name, value in metrics._asdict().items()}
-            del record["load"]  # on evaluation lines: a matrix a line would be most of the file
-            del record["finite"]  # it is
-            self.writer(step, {**record, "tokens_per_second": self.rate.value})
+            self.writer(step, self._record(metrics))
         if self.progress.due() or step == self.cadence.steps:
             tokens = self.cadence.batch_size * self.cadence.sequence_length
             left = (self.cadence.steps - step) * tokens / self.rate.value if self.rate.value else 0
             entropy = float(np.mean(metrics.load_entropy))
-            self.progress.update(step, loss, entropy, self.rate.value, left)
+            self.progress.update(step, float(metrics.loss), entropy, self.rate.value, left)
+        if metrics.in_a_row >= self.experiment.faults.limit:
+            raise _TooManyRefused(metrics)
+
+    def _record(self, metrics: Metrics) -> dict[str, Any]:
+        """A training line: what the step says, and how the machine does."""
+        record: dict[str, Any] = {
+            name: jax.tree.map(np.asarray, value)
+            for name, value in metrics._asdict().items()
+            if name not in UNWRITTEN
+        }
+        record |= {
+            "tokens_per_second": self.rate.value,
+            "data_wait": self.rate.waiting,
+            "peak_memory_bytes": throughput.peak_memory_bytes(jax.devices()[0]),
+            "compilations": self.compiled.count,
+            "compile_seconds": self.compiled.seconds,
+        }
+        if self.peak is not None:
+            used = throughput.flops_per_token(self.experiment) * self.rate.value
+            record["mfu"] = used / self.peak
+        return record
 
     def _account(self, step: int) -> None:
         """Adds the time since the last lap to the rate."""
-        now = time.monotonic()
+        now, waited = time.monotonic(), self.feed.waited
         if step > self.lap_step:
             tokens = self.cadence.batch_size * self.cadence.sequence_length
-            self.rate.add((step - self.lap_step) * tokens, now - self.lap)
-        self.lap, self.lap_step = now, step
+            self.rate.add((step - self.lap_step) * tokens, now - self.lap, waited - self.lap_waited)
+        self.lap, self.lap_step, self.lap_waited = now, step, waited
 
-    def _evaluate(self, state: TrainState, step: int) -> None:
+    def _evaluate(self, step: int) -> None:
         """Scores the held-out text, unless that was done before or is asked to stop."""
         if step in self.evaluated:
             return
         began = time.monotonic()
-        found = evaluate(self.eval_step, state.params, state.biases, self.prepared, self.stop)
+        params, biases = self.state.params, self.state.biases
+        if self.base is not None:
+            params = lora.merge(self.experiment.model, self.experiment.lora, self.frozen, params)
+        found = evaluate(self.eval_step, params, biases, self.prepared, self.stop)
         if found is None:
             return  # a part of the text has no score; the run makes up for it when it goes on
         nats, targets, load = found
@@ -214,7 +278,7 @@ class _Run:
                 "heldout_bits_per_byte": bits,
                 "heldout_loss": nats / targets,
                 "heldout_load": load,
-                "biases": {name: np.asarray(value) for name, value in state.biases.items()},
+                "biases": {name: np.asarray(value) for name, value in biases.items()},
             },
         )
         seconds = time.monotonic() - began
@@ -224,13 +288,43 @@ class _Run:
         )
         self.lap += time.monotonic() - began
 
-    def _save(self, state: TrainState) -> None:
+    def _save(self) -> None:
         began = time.monotonic()
-        self.checkpoints.save(state)
+        self.checkpoints.save(self.state)
         self.lap += time.monotonic() - began
+
+    def _roll_back(self, refused: Metrics) -> None:
+        """Goes back to the last scheduled checkpoint, and past the batches that came after it.
+
+        Both depend on nothing but the refused step, so a run that was killed in between, and does
+        its last steps again, comes to the same.
+
+        Raises:
+          Diverged: it went back as often as it may.
+        """
+        section, cursor = self.experiment.faults, int(refused.cursor)
+        if int(refused.rollbacks) >= section.rollbacks:
+            raise self._diverged(
+                int(self.state.step),
+                f"{section.limit} steps in a row were not taken, after {section.rollbacks} "
+                f"rollbacks; the last had a loss of {refused.loss:.4g} and a gradient norm of "
+                f"{refused.grad_norm:.4g}",
+            )
+        state = self.checkpoints.restore(scheduled=True)
+        if state is None:
+            state = start.first_state(self.experiment, lambda line: None, self.base)
+        self.checkpoints.forget_after(int(state.step))
+        self.progress.say(
+            f"{section.limit} steps in a row were not taken: back to step {int(state.step):,}, and "
+            f"on with batch {cursor:,} (it was at {int(state.cursor):,})"
+        )
+        self.writer.close()
+        counted = faults.rolled_back(state.faults, refused.skipped, refused.rollbacks)
+        self._begin(dataclasses.replace(state, faults=counted, cursor=refused.cursor))
 
     def _diverged(self, step: int, what: str) -> Diverged:
         """The error, with a way on that works."""
+        self.checkpoints.wait()
         saved = self.checkpoints.newest()
         way = (
             f"go on from the last checkpoint's weights with --config.train.init_from={saved} and "
@@ -244,27 +338,5 @@ class _Run:
         )
 
 
-def evaluate(
-    step: Callable[[Params, Biases, Batch], tuple[jax.Array, jax.Array, jax.Array]],
-    params: Params,
-    biases: Biases,
-    prepared: Prepared,
-    stop: interrupt.Request | None = None,
-) -> tuple[float, float, np.ndarray] | None:
-    """Runs an evaluation step (`make_eval_step`) over the whole held-out text.
-
-    Returns:
-      Summed nats, number of targets, and the experts' loads [L, E] as shares; None if a request to
-      stop came in between.
-    """
-    nats = targets = 0.0
-    counts: Any = 0
-    for batch in prepared.heldout.batches:
-        if stop:
-            return None
-        some_nats, some_targets, some_counts = step(params, biases, batch)
-        # Summed in double precision on the host: a long text adds up many small numbers.
-        nats += float(some_nats)
-        targets += float(some_targets)
-        counts = counts + np.asarray(some_counts, np.int64)
-    return nats, targets, counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+def _placed(tree: Any) -> Any:
+    return jax.device_put(tree, jax.devices()[0])

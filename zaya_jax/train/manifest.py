@@ -25,16 +25,12 @@ def write(folder: Path) -> None:
 
 
 def damage(folder: Path, part: str = "") -> str | None:
-    """What is wrong with the files whose relative path starts with `part`; None if nothing is.
-
-    A folder without a manifest was left by a run that died just after saving: it is not judged
-    (`Checkpoints.restore` writes one once it could be read).
-    """
-    if not (folder / MANIFEST).exists():
-        return None
+    """What is wrong with the files whose relative path starts with `part`; None if nothing is."""
     try:
         listed = json.loads((folder / MANIFEST).read_text())
-    except json.JSONDecodeError:
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except ValueError:  # no JSON, or no text at all
         return f"{MANIFEST} is not JSON"
     for name, (size, crc) in listed.items():
         file = folder / name

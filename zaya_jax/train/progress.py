@@ -66,23 +66,6 @@ class Progress:
             self._stream.flush()
 
 
-class Rate:
-    """Tokens per second, over the time that was spent on steps alone."""
-
-    def __init__(self, decay: float = 0.9):
-        self._decay, self._tokens, self._seconds = decay, 0.0, 0.0
-
-    def add(self, tokens: float, seconds: float) -> None:
-        """Accounts for steps done; older ones count less and less."""
-        self._tokens = self._decay * self._tokens + tokens
-        self._seconds = self._decay * self._seconds + seconds
-
-    @property
-    def value(self) -> float:
-        """Tokens per second; 0 before the first step."""
-        return self._tokens / self._seconds if self._seconds else 0.0
-
-
 def clock(seconds: float) -> str:
     """`0:09`, `12:34` or `1:23:45`."""
     minutes, second = divmod(round(seconds), 60)

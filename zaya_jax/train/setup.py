@@ -1,20 +1,17 @@
-"""From an experiment to what the loop runs on: data, first state, and a text that says so."""
+"""From an experiment to what the loop runs on: the data, and a text that says what it is."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+import math
 from pathlib import Path
 
 from zaya_jax import data as data_lib
-from zaya_jax import optim
+from zaya_jax import lora, optim
 from zaya_jax.config import Experiment
 from zaya_jax.data import Prepared, Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.model import functional
-from zaya_jax.train import state as train_state
 from zaya_jax.train import workdir
-from zaya_jax.train.state import TrainState
 
 
 def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
@@ -93,63 +90,13 @@ def _check_ids(experiment: Experiment, tokenizer: Tokenizer) -> None:
         raise UserError("the model's special ids are not the tokenizer's:\n" + "\n".join(wrong))
 
 
-HOW = (
-    "param_dtype", "activation_dtype", "numerics", "layers", "remat", "ops", "init_std",
-    "pad_id", "bos_id", "eos_id",
-)  # fmt: skip
-"""Fields (or sections) of a model that say how it is computed, or were checked with the tokenizer:
-weights serve under any."""
-EXTENSION = ("context_length", "attention.rope_theta", "attention.window_rope_theta")
-"""Fields that are changed on purpose when weights are taken to longer texts."""
-
-
-def first_state(experiment: Experiment, tell: Callable[[str], None]) -> TrainState:
-    """The state at step 0: drawn from the seed, or with the weights of `train.init_from`.
-
-    Args:
-      experiment: what to train.
-      tell: gets a line for each field that may differ from the weights' model, and does.
-
-    Raises:
-      UserError: those weights are of another model; the message lists the fields.
-    """
-    model, init_from = experiment.model, experiment.train.init_from
-    if init_from is None:
-        return train_state.init(experiment)
-    from zaya_jax import load
-
-    loaded = load.load(init_from, layers=model.layers)
-    changed = {
-        path: f"model.{path}: {ours!r} in the config, {theirs!r} there"
-        for path, (theirs, ours) in workdir.differences(
-            dataclasses.asdict(loaded.model), dataclasses.asdict(model)
-        ).items()
-        if path.split(".")[0] not in HOW
-    }
-    problems = [f"  {line}" for path, line in changed.items() if path not in EXTENSION]
-    if problems:
-        raise UserError(
-            f"train.init_from = {init_from}: not the model of the config:\n" + "\n".join(problems)
-        )
-    for line in changed.values():
-        tell(f"note: {line} (train.init_from = {init_from})")
-    params = {
-        path: loaded.params[path].astype(declaration.dtype)
-        for path, declaration in functional.declarations(model).items()
-    }
-    biases = {
-        path: loaded.biases[path].astype(declaration.dtype)
-        for path, declaration in functional.bias_declarations(model).items()
-    }
-    return train_state.from_weights(experiment, params, biases)
-
-
 def describe(experiment: Experiment, prepared: Prepared) -> str:
     """What is about to be trained on what, for a person to check."""
     model, train, info = experiment.model, experiment.train, prepared.info
     a, r = model.attention, model.router
     tokens = train.steps * train.batch_size * train.sequence_length
     skipped = f", {info.corpus.skipped} skipped" if info.corpus.skipped else ""
+    table = optim.describe(experiment.optim, lora.trained(experiment))
     lines = [
         f"{experiment.name}: {functional.parameter_count(model):,} parameters, "
         f"{functional.active_parameter_count(model):,} active per token",
@@ -163,22 +110,49 @@ def describe(experiment: Experiment, prepared: Prepared) -> str:
         f"steps: {train.steps:,} of {train.batch_size} x {train.sequence_length} tokens: "
         f"{tokens:,} tokens, {tokens / info.train.tokens:.2f} epochs",
         f"optimizer: {optim_line(experiment)}",
-        *(f"  {line}" for line in optim.describe(experiment).splitlines()),
-        f"balance: {experiment.balance.kind}, rate {experiment.balance.rate:g}",
+        *(f"  {line}" for line in table.splitlines()),
+        f"balance: {balance_line(experiment)}",
     ]
+    if experiment.lora.rank:
+        size = sum(math.prod(d.shape) for d in lora.trained(experiment).values())
+        lines.append(
+            f"lora: rank {experiment.lora.rank}, alpha {experiment.lora.alpha:g}, on "
+            f"{', '.join(experiment.lora.targets)}: {size:,} parameters over {train.init_from}"
+        )
+    if train.microbatches > 1:
+        lines.append(f"gradients accumulate over {train.microbatches} microbatches a step")
     if model.param_dtype == "bfloat16":
         lines.append(
             "note: model.param_dtype = bfloat16 rounds the optimizer's state and every update to 8 "
-            "bits; small updates are lost. Train with float32 parameters."
+            "bits; small updates are lost. model.param_dtype = float32 with model.activation_dtype "
+            "= bfloat16 keeps float32 masters and computes in bfloat16."
         )
     return "\n".join(lines)
 
 
+def balance_line(experiment: Experiment) -> str:
+    """The bias controller in words, and the losses that help it."""
+    b = experiment.balance
+    if experiment.lora.rank:
+        return "biases stay as they are under adapters"
+    words = b.kind
+    if b.kind in ("adamw", "sign"):
+        words += f", rate {b.rate:g}"
+    if b.kind == "pid":
+        words += f", kp {b.kp:g}, ki {b.ki:g}, kd {b.kd:g}"
+    losses = (("auxiliary loss", b.aux_loss), ("z-loss", b.z_loss))
+    return "".join([words, *(f", {name} {weight:g}" for name, weight in losses if weight)])
+
+
 def optim_line(experiment: Experiment) -> str:
     """The schedule in words."""
-    o = dataclasses.asdict(experiment.optim)
-    end = f" to {o['final_fraction']:.2g} of it" if o["schedule"] == "cosine" else ""
+    o = experiment.optim
+    end = {
+        "cosine": f" to {o.final_fraction:.2g} of it",
+        "wsd": f", in the last {o.decay_fraction:.0%} to {o.final_fraction:.2g} of it",
+    }
     return (
-        f"adamw ({o['b1']:g}, {o['b2']:g}), learning rate {o['learning_rate']:g} after "
-        f"{o['warmup_steps']} steps, {o['schedule']}{end}, clip {o['clip_norm']:g}"
+        f"{o.kind}, learning rate {o.learning_rate:g} after {o.warmup_steps} steps, "
+        f"{o.schedule}{end.get(o.schedule, '')}, adamw's betas ({o.b1:g}, {o.b2:g}), "
+        f"clip {o.clip_norm:g}"
     )

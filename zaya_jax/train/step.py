@@ -2,114 +2,79 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.stages import Wrapped
 
-from pallas_kernels.cross_entropy import cross_entropy
-from zaya_jax import balance, optim
+from zaya_jax import balance, lora, optim
 from zaya_jax.config import Experiment, Model
 from zaya_jax.data.packing import Batch
 from zaya_jax.model import functional
-from zaya_jax.model.block import RouterStats
 from zaya_jax.model.functional import Biases, Params
+from zaya_jax.train import faults, telemetry
+from zaya_jax.train import state as train_state
+from zaya_jax.train.gradient import make_gradient, summed_nats
 from zaya_jax.train.state import TrainState
-
-
-class Metrics(NamedTuple):
-    """What a step reports; float32 scalars but for those with a layer axis L.
-
-    Attributes:
-      loss: nats per weighted target.
-      tokens: weighted targets in the batch.
-      grad_norm: global, before clipping.
-      learning_rate: of this step.
-      load_entropy: [L] entropy of the experts' loads over log E: 1 is a perfect balance,
-        and what a single expert has.
-      max_load: [L] largest share of the routed tokens that one expert got.
-      skip_share: [L] share of all live tokens that took the skip class.
-      routing_entropy: [L] mean entropy of a token's own distribution over the classes, in nats.
-      load: [L, E] share of the routed tokens that each expert got.
-      finite: bool, whether the weights after the step are numbers; the loss is of those before it.
-    """
-
-    loss: jax.Array
-    tokens: jax.Array
-    grad_norm: jax.Array
-    learning_rate: jax.Array
-    load_entropy: jax.Array
-    max_load: jax.Array
-    skip_share: jax.Array
-    routing_entropy: jax.Array
-    load: jax.Array
-    finite: jax.Array
-
-
-def summed_nats(
-    model: Model, params: Params, biases: Biases, batch: Batch
-) -> tuple[jax.Array, jax.Array, RouterStats]:
-    """Negative log-likelihood of a batch.
-
-    Args:
-      batch: fields [B, S], see `zaya_jax.data.Batch`.
-
-    Returns:
-      Weighted sum of nats over the targets, the sum of their weights (scalars, float32 at least),
-      and the statistics of every router.
-    """
-    decoder = functional.merge(model, params, biases)
-    out = decoder(batch.tokens, batch.segment_ids, batch.positions)
-    hidden, embedding = decoder.head(out.hidden)
-    logprob = cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]),
-        embedding,
-        batch.targets.reshape(-1),
-        implementation=model.ops.cross_entropy,
-    )
-    weights = batch.loss_weights.reshape(-1).astype(logprob.dtype)
-    return -jnp.sum(logprob * weights), jnp.sum(weights), out.stats
+from zaya_jax.train.telemetry import Metrics
 
 
 def make_train_step(experiment: Experiment) -> Wrapped:
-    """The jitted step `(TrainState, Batch) -> (TrainState, Metrics)`.
+    """The jitted step `(TrainState, frozen, Batch) -> (TrainState, Metrics)`.
 
-    The state given to it is donated: its buffers hold the new state afterwards.
+    The state given to it is donated: its buffers hold the new state afterwards. `frozen` is {}, or
+    the base's parameters under LoRA; it is not donated.
+
+    A step that `faults.accepts` refuses leaves parameters, biases, optimizer and balancer as they
+    were; `step` and `cursor` go on, for its batch is behind the run.
     """
     model = experiment.model
-    optimizer, controller = optim.optimizer(experiment), balance.controller(experiment.balance)
+    declared, biased = lora.trained(experiment), functional.bias_declarations(model)
+    optimizer, controller = train_state.optimizer(experiment), train_state.controller(experiment)
     learning_rate = optim.schedule(experiment.optim, experiment.train.steps)
+    gradient = make_gradient(experiment)
 
-    def loss_of(params: Params, biases: Biases, batch: Batch):
-        nats, tokens, stats = summed_nats(model, params, biases, batch)
-        # A batch of nothing but padding has loss 0 and no gradient.
-        return nats / jnp.where(tokens > 0, tokens, 1), (tokens, stats)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, (tokens, stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.biases, batch
-        )
+    def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradients, totals = gradient(state.params, frozen, state.biases, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         nudges, balance_state = controller.update(
-            balance.errors(model, stats.counts), state.balance, state.biases
+            balance.errors(model, totals.stats.counts), state.balance, state.biases
         )
+        grad_norms = telemetry.norms(declared, gradients)
+        update_norms = telemetry.norms(declared, updates)
+        norm = telemetry.total_norm(grad_norms)
+        numbers = (totals.loss, totals.balance_loss, *update_norms.values())
+        accept = faults.accepts(experiment.faults, state.faults, numbers, norm)
+
+        def taken(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
+
         moved = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            biases=optax.apply_updates(state.biases, nudges),
-            optimizer=optimizer_state,
-            balance=balance_state,
+            params=taken(optax.apply_updates(state.params, updates), state.params),
+            biases=taken(optax.apply_updates(state.biases, nudges), state.biases),
+            optimizer=taken(optimizer_state, state.optimizer),
+            balance=taken(balance_state, state.balance),
+            faults=faults.after(experiment.faults, state.faults, accept, norm),
+            cursor=state.cursor + 1,
         )
         metrics = Metrics(
-            loss=loss,
-            tokens=tokens,
-            grad_norm=optax.tree.norm(gradients),
-            learning_rate=learning_rate(state.step),
-            finite=jnp.isfinite(optax.tree.norm((moved.params, moved.biases))),
-            **router_metrics(model, stats),
+            loss=totals.loss,
+            balance_loss=totals.balance_loss,
+            tokens=totals.tokens,
+            grad_norm=norm,
+            grad_norms=grad_norms,
+            update_norms=update_norms,
+            learning_rate=learning_rate(state.faults.accepted),
+            **telemetry.router_metrics(model, totals.stats),
+            **telemetry.bias_metrics(model, biased, moved.biases),
+            accepted=accept,
+            skipped=moved.faults.skipped,
+            in_a_row=moved.faults.in_a_row,
+            rollbacks=moved.faults.rollbacks,
+            cursor=moved.cursor,
         )
         return moved, metrics
 
@@ -120,7 +85,7 @@ def make_eval_step(model: Model) -> Wrapped:
     """The jitted step `(params, biases, batch) -> (nats, targets, counts)`; it moves nothing.
 
     nats: summed, not averaged, over the weighted targets. targets: the sum of their weights.
-    counts: [L, E] tokens that chose each expert.
+    counts: [L, E] tokens that chose each expert. params: of the whole network.
     """
 
     def step(
@@ -130,19 +95,3 @@ def make_eval_step(model: Model) -> Wrapped:
         return nats, targets, stats.counts[:, : model.router.experts]
 
     return jax.jit(step)
-
-
-def router_metrics(model: Model, stats: RouterStats) -> dict[str, jax.Array]:
-    """The fields of `Metrics` that speak of routers, from counts [L, classes]."""
-    E = model.router.experts
-    counts = stats.counts.astype(jnp.float32)
-    routed, everything = jnp.sum(counts[:, :E], axis=1), jnp.sum(counts, axis=1)
-    load = counts[:, :E] / jnp.maximum(routed, 1)[:, None]
-    entropy = jnp.sum(jnp.where(load > 0, -load * jnp.log(load), 0), axis=1)
-    return {
-        "load": load,
-        "load_entropy": entropy / math.log(E) if E > 1 else jnp.ones_like(entropy),
-        "max_load": jnp.max(load, axis=1),
-        "skip_share": (everything - routed) / jnp.maximum(everything, 1),
-        "routing_entropy": stats.entropy,
-    }

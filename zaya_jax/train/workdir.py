@@ -2,6 +2,7 @@
 
     config.json        the experiment, fully resolved
     data.json          the corpus, its hash, and what was made of it
+    base.json          under LoRA: where the weights under the adapters are, and their checksum
     environment.json   one record for each start: command, versions, commit, hardware
     metrics.jsonl      see `zaya_jax.train.metrics`
     tensorboard/       the same as events
@@ -36,6 +37,7 @@ from zaya_jax.data.cache import atomic_path
 from zaya_jax.errors import UserError
 
 CONFIG, DATA, ENVIRONMENT = "config.json", "data.json", "environment.json"
+BASE = "base.json"
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
 
@@ -49,8 +51,12 @@ MAY_CHANGE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.microbatches",
+    "train.peak_tflops",
+    "train.wandb",
     "model.remat",
     "model.ops",
+    "faults",
 )
 """Fields (or sections) in which a resumed run may differ from what its directory says: how long and
 how it is run, not what is trained. A cosine schedule follows a new `train.steps`. The form of the
@@ -95,7 +101,7 @@ def claim(experiment: Experiment, folder: Path) -> bool:
         _check_same(experiment, read_config(folder), folder)
     with _writing(folder):
         if not started:
-            for name in (DATA, METRICS):
+            for name in (DATA, BASE, METRICS):
                 (folder / name).unlink(missing_ok=True)
             for name in (TENSORBOARD, TOKENIZER):
                 shutil.rmtree(folder / name, ignore_errors=True)
