@@ -174,15 +174,35 @@ def matrix_of_ptx(text: str) -> Counter[str]:
     return Counter(f"{kind} {shape} {dtypes}" for kind, shape, dtypes in found)
 
 
-def steps_of(text: str) -> tuple[dict[str, list[Step]], Counter[str]]:
-    """XLA's list of steps (`*.thunk_sequence.txt`): launches by kernel, and steps by kind."""
+def steps_of(text: str) -> tuple[dict[str, list[Step]], dict[str, dict[str, int]]]:
+    """XLA's list of steps (`*.thunk_sequence.txt`).
+
+    Returns: launches by kernel; and steps by section and kind. Sections are `main`, and for each
+    loop `condition of N` and `body of N`, N being the number of the loop's own step.
+    """
     launches: dict[str, list[Step]] = {}
-    kinds: Counter[str] = Counter()
+    sections: dict[str, Counter[str]] = {"main": Counter()}
+    open_sections: list[tuple[int, str]] = [(0, "main")]
+    loop, opening = "", ""
     for line in text.splitlines():
-        step = re.match(r"\s*\d+: (k\w+)", line)
+        header = re.match(r"\s*(condition|body):$", line)
+        if header:
+            # A body follows its condition, which launches no loops of its own.
+            opening = f"{header[1]} of {loop}"
+            continue
+        step = re.match(r"(\s*)(\d+): (k\w+)", line)
         if step is None:
             continue
-        kinds[step[1]] += 1
+        indent, number, kind = len(step[1]), step[2], step[3]
+        if opening:
+            open_sections.append((indent, opening))
+            opening = ""
+        while open_sections[-1][0] > indent:
+            open_sections.pop()
+        if kind == "kWhile":
+            loop = number
+        if open_sections[-1][0] == indent:  # what stands deeper is part of a step
+            sections.setdefault(open_sections[-1][1], Counter())[kind] += 1
         kernel = re.search(
             r"\] (\S+) grid: \[([\d, ]+)\] threads: \[([\d, ]+)\]\s+shared_memory: (\d+)", line
         )
@@ -190,7 +210,7 @@ def steps_of(text: str) -> tuple[dict[str, list[Step]], Counter[str]]:
             x, y, z = map(int, kernel[3].split(","))
             grid = tuple(map(int, kernel[2].split(",")))
             launches.setdefault(kernel[1], []).append(Step(grid, x * y * z, int(kernel[4])))
-    return launches, kinds
+    return launches, {section: dict(kinds) for section, kinds in sections.items()}
 
 
 def collectives_of(hlo: str) -> dict[str, dict[str, int]]:

@@ -127,7 +127,8 @@ class Report:
       minimum: bytes of the program's arguments and results, each once, on all devices.
       kernels: compiled ones, Pallas or not.
       launches: of Pallas kernels, where asked for.
-      thunks: XLA's steps by kind, e.g. `kCustomKernel`, in the code as written.
+      steps: XLA's, by section (`main`, `body of 3` for the loop that is step 3) and kind (e.g.
+        `kCustomKernel`).
       collectives: count and bytes (of results, on one device) by kind.
       warnings: of the compiler.
       hlo: the compiled program, where asked for.
@@ -142,7 +143,7 @@ class Report:
     minimum: int = 0
     kernels: tuple[Kernel, ...] = ()
     launches: tuple[Launch, ...] = ()
-    thunks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    steps: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     hlo: str = ""

@@ -157,13 +157,13 @@ def _report(
     planned = compiled.memory_analysis()
     hlo = compiled.as_text()
     lists = (path.read_text() for path in (folder / "dump").glob("*thunk_sequence.txt"))
-    steps, thunks = machine_code.steps_of("\n".join(lists))
+    launched, steps = machine_code.steps_of("\n".join(lists))
     said = (folder / "log.txt").read_text(errors="replace").splitlines()
     warnings = [line.strip() for line in said if any(word in line for word in WARNINGS)]
     if target.platform == "rocm":
-        kernels = list(machine_code.amd_kernels(folder / "objects", steps))
+        kernels = list(machine_code.amd_kernels(folder / "objects", launched))
     else:
-        kernels, told = machine_code.nvidia_kernels(folder / "dump", steps, target.architecture)
+        kernels, told = machine_code.nvidia_kernels(folder / "dump", launched, target.architecture)
         warnings += told
     launches = _launches(traced, target.platform) if job.want_kernels else ()
     return Report(
@@ -179,7 +179,7 @@ def _report(
         minimum=planned.argument_size_in_bytes + planned.output_size_in_bytes,
         kernels=tuple(kernels),
         launches=launches,
-        thunks=dict(thunks),
+        steps=steps,
         collectives=machine_code.collectives_of(hlo),
         warnings=tuple(dict.fromkeys(warnings)),
         hlo=hlo if job.want_hlo else "",
