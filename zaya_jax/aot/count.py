@@ -10,10 +10,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from zaya_jax.aot import dataflow
 from zaya_jax.aot.evaluate import Known, Pointer, evaluate
 from zaya_jax.aot.report import Counts
 from zaya_jax.aot.ttir import Block, Operation, Value, walk
@@ -26,6 +27,8 @@ FLOAT_OPERATIONS = frozenset(
     f"arith.{name}"
     for name in ("addf", "subf", "mulf", "divf", "remf", "negf", "maxnumf", "minnumf")
 ) | {"arith.maximumf", "arith.minimumf", "arith.cmpf"}
+# Operations that move bytes, and the place of the mask among their operands, if they have one.
+MASK = {"tt.load": 1, "tt.store": 2, "tt.atomic_rmw": 2, "tt.atomic_cas": 3}
 PRECISE = 2  # tt.dot's inputPrecision for float32 operands: 0 tf32, 1 tf32x3, 2 ieee
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64", "i8": "int8"}
 
@@ -81,7 +84,12 @@ class Tally:
         if argument not in self.touched:
             return self.loads[argument]
         item_bytes, offsets = self.touched[argument]
-        return float(item_bytes * np.unique(np.concatenate(offsets)).size)
+        places = np.concatenate(offsets)
+        if not places.size:
+            return 0.0
+        seen = np.zeros(places.max() - places.min() + 1, bool)
+        seen[places - places.min()] = True
+        return float(item_bytes * np.count_nonzero(seen))
 
 
 def count(
@@ -109,22 +117,29 @@ def count(
     indices = [int((i + 0.5) * total / followed) for i in range(followed)]
     counter = _Counter(body, grid, flat, addresses=False)
     tallies = [counter.run(index) for index in indices]
-    followed_up = max(sum(tally.loads.values()) for tally in tallies) <= FOLLOWED_BYTES
-    if followed_up:
-        counter = _Counter(body, grid, flat, addresses=True)
-        tallies = [counter.run(index) for index in indices]
     scale = total / followed
+    arguments = range(len(body.arguments))
+    loads = [scale * sum(tally.loads[a] for tally in tallies) for a in arguments]
     matrix = _sums()
     for tally in tallies:
         for dtype, flops in tally.matrix.items():
-            matrix[dtype] += flops
-    arguments = range(len(body.arguments))
+            matrix[dtype] += scale * flops
+    reads, by_address = loads, False
+    if max(sum(tally.loads.values()) for tally in tallies) <= FOLLOWED_BYTES:
+        # Where all workgroups load as much, a few tell enough.
+        alike = len({tuple(sorted(tally.loads.items())) for tally in tallies}) == 1
+        chosen = indices[:: max(followed // 4, 1)] if alike else indices
+        counter = _Counter(body, grid, flat, addresses=True)
+        touched = [counter.run(index) for index in chosen]
+        share = total / len(chosen)
+        reads = [share * sum(tally.distinct(a) for tally in touched) for a in arguments]
+        by_address = True
     return Counts(
         loads=scale * sum(sum(tally.loads.values()) for tally in tallies),
         stores=scale * sum(tally.stores for tally in tallies),
-        reads=tuple(scale * sum(tally.distinct(a) for tally in tallies) for a in arguments),
-        followed=followed_up,
-        matrix={dtype: scale * flops for dtype, flops in matrix.items()},
+        reads=tuple(reads),
+        followed=by_address,
+        matrix=dict(matrix),
         vector=scale * sum(tally.vector for tally in tallies),
         exact=all(tally.exact for tally in tallies),
         sampled=followed / total,
@@ -144,9 +159,10 @@ class _Counter:
     ):
         self.body, self.grid, self.contents = body, grid, contents
         self.addresses = addresses
-        self.needed = _needed(body, addresses)
-        self.bases = _bases(body)
+        self.needed = dataflow.needed(body, addresses)
+        self.bases = dataflow.bases(body)
         self.regular: dict[Block, bool] = {}
+        self.plans: dict[Block, tuple[Tally, list[Operation]]] = {}
 
     def run(self, index: int) -> Tally:
         """Follows the workgroup `index`, the first axis of the grid running fastest."""
@@ -167,10 +183,15 @@ class _Counter:
         self, block: Block, environment: dict[Value, Known | None], tally: Tally
     ) -> Sequence[Known | None]:
         """Follows a block; returns what its terminator hands on."""
-        for operation in block.operations:
+        if block not in self.plans:
+            self.plans[block] = self._plan(block)
+        fixed, steps = self.plans[block]
+        tally.add(fixed, 1)
+        for operation in steps:
             operands = [environment.get(operand) for operand in operation.operands]
+            results: Sequence[Known | None] = ()
             match operation.name:
-                case "scf.yield" | "scf.condition" | "tt.return":
+                case "scf.yield" | "scf.condition":
                     return operands
                 case "scf.for":
                     results = self._for(operation, operands, environment, tally)
@@ -179,46 +200,64 @@ class _Counter:
                 case "scf.if":
                     results = self._if(operation, operands, environment, tally)
                 case _:
-                    self._plain(operation, operands, tally)
-                    results = ()
+                    self._work(operation, operands, tally)
                     if operation.results and operation.results[0] in self.needed:
                         place = (self.program, self.grid)
                         results = (evaluate(operation, operands, *place, self.contents),)
             environment.update(zip(operation.results, results, strict=False))
         return ()
 
-    def _plain(self, operation: Operation, operands: Sequence[Known | None], tally: Tally) -> None:
+    def _plan(self, block: Block) -> tuple[Tally, list[Operation]]:
+        """The work of `block` that is always the same, and the operations that must be followed."""
+        fixed, steps = Tally(), []
+        for operation in block.operations:
+            moves = operation.name in MASK
+            masked = moves and len(operation.operands) > MASK[operation.name]
+            if (
+                operation.name.startswith("scf.")
+                or masked
+                or (moves and self.addresses)
+                or any(result in self.needed for result in operation.results)
+            ):
+                steps.append(operation)
+            else:
+                self._work(operation, [None] * len(operation.operands), fixed)
+        return fixed, steps
+
+    def _work(self, operation: Operation, operands: Sequence[Known | None], tally: Tally) -> None:
         """Adds the work of an operation that is not control flow."""
-        name = operation.name
-        if name == "tt.load":
+        name, values, results = operation.name, operation.operands, operation.results
+        if name in MASK:
             # A store through a Pallas reference loads what it replaces; compilers drop that.
-            if operation.results[0].used:
-                mask = operands[1] if len(operands) > 1 else None
-                moved = _moved(operation, operation.results[0], 1, mask, tally)
-                tally.loads[self.bases.get(operation.operands[0], -1)] += moved
-                if self.addresses:
-                    tally.touch(operands[0], operation.results[0].type.item_bytes, mask)
-        elif name == "tt.store":
-            mask = operands[2] if len(operands) > 2 else None
-            tally.stores += _moved(operation, operation.operands[1], 2, mask, tally)
-        elif name in ("tt.atomic_rmw", "tt.atomic_cas"):
-            masked = name == "tt.atomic_rmw" and len(operands) > 2
-            mask = operands[2] if masked else None
-            moved = _moved(operation, operation.operands[1], 2 if masked else 9, mask, tally)
-            tally.loads[self.bases.get(operation.operands[0], -1)] += moved
-            tally.stores += moved
+            if name == "tt.load" and not results[0].used:
+                return
+            argument = self.bases.get(values[0], -1)
+            kind = results[0].type if name == "tt.load" else values[1].type
+            mask = operands[MASK[name]] if len(operands) > MASK[name] else None
+            moved = float(kind.item_bytes * kind.items)
+            if isinstance(mask, np.ndarray):
+                lanes = np.count_nonzero(np.broadcast_to(mask, kind.shape))
+                moved = float(kind.item_bytes * int(lanes))
+            elif len(operands) > MASK[name]:
+                tally.exact = False
+            if name != "tt.store":
+                tally.loads[argument] += moved
+            if name != "tt.load":
+                tally.stores += moved
+            elif self.addresses:
+                tally.touch(operands[0], kind.item_bytes, mask)
         elif name == "tt.dot":
-            (m, k), n = operation.operands[0].type.shape[-2:], operation.operands[1].type.shape[-1]
-            batch = math.prod(operation.operands[0].type.shape[:-2])
-            tally.matrix[_matrix_dtype(operation)] += 2 * batch * m * n * k
+            *batch, m, k = values[0].type.shape
+            n = values[1].type.shape[-1]
+            tally.matrix[_matrix_dtype(operation)] += 2 * math.prod(batch) * m * n * k
         elif name in ("tt.reduce", "tt.scan"):
-            tally.vector += sum(v.type.items for v in operation.operands if v.type.is_float)
-        elif name in FLOAT_OPERATIONS or name.startswith("math."):
-            tally.vector += operation.operands[0].type.items
+            tally.vector += sum(v.type.items for v in values if v.type.is_float)
         elif name == "math.fma":
-            tally.vector += 2 * operation.operands[0].type.items
-        elif name == "tt.extern_elementwise" and operation.results[0].type.is_float:
-            tally.vector += operation.results[0].type.items
+            tally.vector += 2 * values[0].type.items
+        elif name in FLOAT_OPERATIONS or name.startswith("math."):
+            tally.vector += values[0].type.items
+        elif name == "tt.extern_elementwise" and results[0].type.is_float:
+            tally.vector += results[0].type.items
 
     def _for(self, operation, operands, environment, tally) -> Sequence[Known | None]:
         low, high, step, *carried = operands
@@ -274,91 +313,8 @@ class _Counter:
         return self.regular[block]
 
 
-def _moved(
-    operation: Operation, value: Value, masks_at: int, mask: Known | None, tally: Tally
-) -> float:
-    """Bytes that a load or store of `value` moves."""
-    items = value.type.items
-    if len(operation.operands) > masks_at:
-        if isinstance(mask, np.ndarray):
-            items = int(np.count_nonzero(np.broadcast_to(mask, value.type.shape)))
-        else:
-            tally.exact = False
-    return float(items * value.type.item_bytes)
-
-
 def _matrix_dtype(dot: Operation) -> str:
     element = dot.operands[0].type.element
     if element == "f32" and dot.attributes.get("inputPrecision") != PRECISE:
         return "tf32"
     return "float8" if element.startswith("f8") else DTYPES.get(element, element)
-
-
-def _needed(body: Block, addresses: bool) -> set[Value]:
-    """The values that masks, branches, loop bounds and, if wanted, addresses depend on."""
-    sources: dict[Value, list[Value]] = {}
-    roots: list[Value] = []
-    for operation in walk(body):
-        _link(operation, sources)
-        match operation.name:
-            case "tt.load":
-                roots += operation.operands[0 if addresses else 1 : 2]
-            case "tt.store":
-                roots += operation.operands[2:]
-            case "tt.atomic_rmw":
-                roots += operation.operands[2:]
-            case "scf.for":
-                roots += operation.operands[:3]
-            case "scf.if":
-                roots += operation.operands[:1]
-            case "scf.condition":
-                roots += operation.operands[:1]
-    found: set[Value] = set()
-    while roots:
-        value = roots.pop()
-        if value not in found:
-            found.add(value)
-            roots += sources.get(value, ())
-    return found
-
-
-def _bases(body: Block) -> dict[Value, int]:
-    """The kernel's argument that each pointer points into, where one can tell by the code."""
-    found = {argument: position for position, argument in enumerate(body.arguments)}
-    sources: dict[Value, list[Value]] = {}
-    for operation in walk(body):
-        _link(operation, sources)
-    for operation in walk(body):
-        inner = [value for region in operation.regions for value in region.arguments]
-        for value in [*inner, *operation.results]:
-            origins = [origin for origin in sources.get(value, ()) if origin in found]
-            if value.type.pointer and origins:
-                found[value] = found[origins[0]]
-    return found
-
-
-def _link(operation: Operation, sources: dict[Value, list[Value]]) -> None:
-    """Notes what each result and each argument of an inner block comes from."""
-
-    def link(values: Iterable[Value], *origins: Sequence[Value]) -> None:
-        for position, value in enumerate(values):
-            own = sources.setdefault(value, [])
-            own += [origin[position] for origin in origins if position < len(origin)]
-
-    ends = [region.operations[-1].operands for region in operation.regions if region.operations]
-    match operation.name:
-        case "scf.for":
-            carried, [yielded] = operation.operands[3:], ends
-            link(operation.regions[0].arguments[1:], carried, yielded)
-            link(operation.results, carried, yielded)
-        case "scf.while":
-            before, after = operation.regions
-            condition, yielded = ends
-            link(before.arguments, operation.operands, yielded)
-            link(after.arguments, condition[1:])
-            link(operation.results, condition[1:])
-        case "scf.if":
-            link(operation.results, *ends)
-        case _:
-            for result in operation.results:
-                sources[result] = list(operation.operands)

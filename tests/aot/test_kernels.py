@@ -1,0 +1,113 @@
+"""Our own kernels at the shapes of the 8B: what `launch.py kernels` compiles, and it passes."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.shapes import FORMS, ZAYA1_8B
+from zaya_jax import aot, cli
+from zaya_jax.aot import cli as verb
+from zaya_jax.aot import kernels
+from zaya_jax.aot.second_opinion import SecondOpinion
+from zaya_jax.config import Model
+
+pytestmark = pytest.mark.xdist_group("aot")
+
+
+def test_the_shapes_are_those_of_the_model():
+    model = Model()
+    assert ZAYA1_8B.hidden == model.hidden_size
+    assert ZAYA1_8B.layers == model.num_layers
+    assert ZAYA1_8B.vocabulary == model.vocab_size
+    assert ZAYA1_8B.norm_eps == model.norm_eps
+    assert ZAYA1_8B.expert_width == model.expert_width
+    attention, router = model.attention, model.router
+    assert (ZAYA1_8B.heads, ZAYA1_8B.kv_heads) == (attention.heads, attention.kv_heads)
+    assert ZAYA1_8B.channels == attention.head_dim
+    assert ZAYA1_8B.rotary == attention.head_dim * attention.rope_fraction
+    assert ZAYA1_8B.conv_kernels == attention.conv_kernels
+    assert (ZAYA1_8B.experts, ZAYA1_8B.top_k) == (router.experts, router.top_k)
+    assert ZAYA1_8B.router_width == router.width
+
+
+@pytest.mark.parametrize("op", kernels.ops_with_kernels())
+def test_every_op_with_a_kernel_tells_its_calls(op):
+    names = list(kernels.names(op, list(FORMS)))
+    assert names, "shapes_8b gives no call in any form"
+    for name in names:
+        assert name.direction == "forward" or FORMS[name.form].trains
+
+
+@pytest.mark.parametrize("form", ["train_4k", "decode_8"])
+@pytest.mark.parametrize("op", kernels.ops_with_kernels())
+def test_every_kernel_compiles_within_the_limits(compiler, op, form):
+    for name in kernels.names(op, [form]):
+        report = compiler.compile(name.job())
+        rows = list(verb.rows_of(name, report, compiler.target, None))
+        assert rows
+        for row in rows:
+            assert not row.problems, f"{name}: {row.name}: {row.problems}"
+
+
+def test_the_backward_pass_knows_what_the_forward_was_given():
+    """Values of integers reach the backward's kernels through its residuals."""
+    lengths = np.array([3, 5], np.int32)
+
+    @jax.custom_vjp
+    def scale(x, lengths):
+        return x * lengths[:, None]
+
+    scale.defvjp(
+        lambda x, lengths: (scale(x, lengths), lengths + 1),
+        lambda lengths, ct: (ct * lengths[:, None], None),
+    )
+    x = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    backward = kernels.backward_of(aot.Program(scale, (x, lengths)))
+    known = [leaf for leaf in jax.tree.leaves(backward.args) if isinstance(leaf, np.ndarray)]
+    [value] = known
+    np.testing.assert_array_equal(value, lengths + 1)
+    out = jax.eval_shape(backward.function, *backward.args)
+    assert [leaf.shape for leaf in jax.tree.leaves(out)] == [(2, 4)]
+
+
+def test_a_second_opinion(compiler):
+    report = compiler.compile(aot.Job("tests.aot.programs:matmul", want_kernels=True))
+    [launch] = report.launches
+    with SecondOpinion(compiler.target, compiler.python) as second:
+        kernel = second.of(launch)
+        if "No module named 'triton'" in str(kernel):
+            pytest.skip("the triton wheel is not installed: requirements-aot.txt")
+        assert isinstance(kernel, aot.Kernel), kernel
+        assert kernel.registers > 16 and kernel.matrix
+        assert (kernel.spills, kernel.scratch) == (0, 0)
+        assert kernel.threads == launch.warps * compiler.target.warp
+
+
+def test_the_verb_prints_and_writes_what_it_found(compiler, tmp_path, capsys):
+    target = compiler.target.name
+    arguments = ["--op=residual_norm", "--form=decode_1", f"--json={tmp_path}/kernels.json"]
+    assert cli.main(["kernels", f"--target={target}", "--nosecond", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert compiler.target.title in printed and "kernels pass" in printed
+    written = json.loads((tmp_path / "kernels.json").read_text())
+    assert written["ok"] and written["versions"][target]["jaxlib"]
+    [row] = written["kernels"]
+    assert row["call"]["op"] == "residual_norm" and row["kernel"]["registers"] > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--target=mi300", "did you mean mi300x"),
+        ("--form=train_4096", "did you mean train_4k"),
+        ("--op=residual", "did you mean residual_norm"),
+    ],
+)
+def test_unknown_names_are_refused(option, told, capsys):
+    assert cli.main(["kernels", option]) == 2
+    assert told in capsys.readouterr().err

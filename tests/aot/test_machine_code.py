@@ -1,0 +1,73 @@
+"""What compilers write, read."""
+
+from __future__ import annotations
+
+from zaya_jax.aot import machine_code
+
+STEPS = """\
+001: kCopy  [source       | next=003 (2)] kCopy
+003: kWhile [prev=002 (1) | sink        ]
+condition:
+    004: kCustomKernel [source | sink] compare grid: [1, 1, 1] threads: [1, 1, 1]  shared_memory: 0 bytes
+  body:
+    005: kDynamicSliceFusion [source       | next=008 (2)] params=1, results=1
+        006: kCopy [source | sink] kCopy
+    007: kCustomKernel       [source       | sink        ] matmul grid: [2, 2, 1] threads: [32, 4, 1]  shared_memory: 64 bytes
+008: kCustomKernel       [source       | sink        ] matmul grid: [9, 1, 1] threads: [128, 1, 1]  shared_memory: 32 bytes
+"""  # noqa: E501
+
+
+def test_steps_are_told_apart_by_loop():
+    launches, sections = machine_code.steps_of(STEPS)
+    assert sections == {
+        "main": {"kCopy": 1, "kWhile": 1, "kCustomKernel": 1},
+        "condition of 003": {"kCustomKernel": 1},
+        "body of 003": {"kDynamicSliceFusion": 1, "kCustomKernel": 1},
+    }
+    assert launches["matmul"] == [
+        machine_code.Step((2, 2, 1), 128, 64),
+        machine_code.Step((9, 1, 1), 128, 32),
+    ]
+
+
+def test_collectives_are_counted_with_their_results():
+    hlo = """
+  %a = bf16[8,128]{1,0} all-gather(bf16[1,128]{1,0} %x), dimensions={0}
+  %b = (f32[16]{0}, s8[4]{0}) all-to-all(f32[16]{0} %y, s8[4]{0} %z)
+  %c = (f32[4]{0}, f32[32]{0}) all-gather-start(f32[4]{0} %y), dimensions={0}
+  %d = f32[32]{0} all-gather-done((f32[4]{0}, f32[32]{0}) %c)
+  %e = f32[4]{0} add(f32[4]{0} %all-reduce.1, f32[4]{0} %y)
+"""
+    assert machine_code.collectives_of(hlo) == {
+        "all-gather": {"count": 2, "bytes": 8 * 128 * 2 + 32 * 4},
+        "all-to-all": {"count": 1, "bytes": 16 * 4 + 4},
+    }
+
+
+def test_usage_as_ptxas_tells_it():
+    said = """\
+ptxas info    : Compiling entry function 'one' for 'sm_90a'
+ptxas info    : Function properties for one
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers
+ptxas info    : Compiling entry function 'two' for 'sm_90a'
+ptxas info    : Function properties for two
+    720 bytes stack frame, 712 bytes spill stores, 700 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 720 bytes cumulative stack size, 16 bytes smem
+"""
+    assert machine_code.usage_of(said) == [
+        machine_code.Usage("one", 0, 0, 64, 0),
+        machine_code.Usage("two", 720, 712, 255, 16),
+    ]
+
+
+def test_matrix_instructions_of_ptx():
+    ptx = """
+    wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1}, %rd1, %rd2, p, 1, 1;
+    mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %r1 }, { %r2 };
+    wgmma.fence.sync.aligned;
+"""
+    assert machine_code.matrix_of_ptx(ptx) == {
+        "wgmma m64n128k16 f32.bf16.bf16": 1,
+        "mma m16n8k16 f32.bf16.bf16.f32": 1,
+    }
