@@ -61,6 +61,31 @@ class Row:
     problems: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """All of a call: what our kernels move beside the least, and what XLA adds.
+
+    Attributes:
+      megabytes: that memory moves for our kernels.
+      minimum: megabytes of the call's arguments and results, each once.
+      ours, others: launches of our kernels, and of XLA's.
+    """
+
+    call: kernels.Name
+    target: str
+    megabytes: float
+    minimum: float
+    ours: int
+    others: int
+
+    def __str__(self) -> str:
+        ratio = self.megabytes / self.minimum if self.minimum else 0.0
+        return (
+            f"  all of {self.call}: {self.megabytes:.2f} MB, {ratio:.2f} x the least; "
+            f"{self.ours} launches of ours, {self.others} of XLA's"
+        )
+
+
 def define_flags() -> None:
     flags.DEFINE_list("target", list(TARGETS), f"GPUs to compile for: {', '.join(TARGETS)}")
     flags.DEFINE_list("op", None, "ops to compile; by default all that have a kernel")
@@ -84,13 +109,18 @@ def main(argv: list[str]) -> int:
     with ThreadPoolExecutor(len(targets)) as pool:
         jobs = [pool.submit(_rows, compiler, calls, FLAGS.second) for compiler in compilers]
         found = [job.result() for job in jobs]
-    rows = []
+    rows: list[Row] = []
+    wholes: list[Whole] = []
     for target, (own, versions) in zip(targets, found, strict=True):
         print(f"{target.title} ({target.architecture}): {_told(versions)}\n{HEAD}")
-        for row in own:
-            print(_line(row))
+        for own_rows, whole in own:
+            print("\n".join(map(_line, own_rows)))
+            rows += own_rows
+            if whole is not None:
+                wholes.append(whole)
+                if whole.ours + whole.others > 1:
+                    print(whole)
         print()
-        rows += own
     failed = sum(bool(row.problems) for row in rows)
     print(f"{len(rows)} kernels, {failed} failed" if failed else f"{len(rows)} kernels pass")
     options.write_json(
@@ -98,13 +128,14 @@ def main(argv: list[str]) -> int:
             "ok": not failed,
             "versions": {t.name: v for t, (_, v) in zip(targets, found, strict=True)},
             "kernels": [record(row) for row in rows],
+            "calls": [record(whole) for whole in wholes],
         }
     )
     return 1 if failed else 0
 
 
-def record(row: Row) -> dict[str, Any]:
-    """A row as JSON."""
+def record(row: Row | Whole) -> dict[str, Any]:
+    """As JSON."""
     return {**dataclasses.asdict(row), "call": row.call._asdict()}
 
 
@@ -119,6 +150,21 @@ def rows_of(
     for launch in report.launches:
         second = None if ask is None else ask.of(launch)
         yield _row(call, launch, report.kernel(launch.name), target, second)
+
+
+def whole_of(call: kernels.Name, report: Report, target: Target) -> Whole | None:
+    """The call as a whole; None if it did not compile, or could not be counted."""
+    if report.memory is None or any(launch.counts is None for launch in report.launches):
+        return None
+    ours = sum(launch.times for launch in report.launches)
+    return Whole(
+        call=call,
+        target=target.name,
+        megabytes=sum(x.times * x.traffic(target.cache) for x in report.launches) / 1e6,
+        minimum=(report.memory.arguments + report.memory.outputs) / 1e6,
+        ours=ours,
+        others=sum(report.steps.get("main", {}).values()) - len(report.launches),
+    )
 
 
 def _row(
@@ -148,15 +194,17 @@ def _row(
 
 def _rows(
     compiler: Compiler, calls: list[kernels.Name], wants_second: bool
-) -> tuple[list[Row], dict[str, str]]:
-    rows: list[Row] = []
+) -> tuple[list[tuple[list[Row], Whole | None]], dict[str, str]]:
+    found = []
     versions: dict[str, str] = {}
     with compiler, SecondOpinion(compiler.target, compiler.python) as second:
         for call in calls:
             report = compiler.compile(call.job())
             versions.update(report.versions)
-            rows += rows_of(call, report, compiler.target, second if wants_second else None)
-    return rows, versions
+            ask = second if wants_second else None
+            rows = list(rows_of(call, report, compiler.target, ask))
+            found.append((rows, whole_of(call, report, compiler.target)))
+    return found, versions
 
 
 def _chosen(flag: str, asked: list[str], accepted: Iterable[str]) -> list[str]:

@@ -124,7 +124,6 @@ class Report:
       error: why it did not compile, in the compiler's words; everything below is then empty.
       seconds: of lowering and compiling.
       memory: on one device.
-      minimum: bytes of the program's arguments and results, each once, on all devices.
       kernels: compiled ones, Pallas or not.
       launches: of Pallas kernels, where asked for.
       steps: XLA's, by section (`main`, `body of 3` for the loop that is step 3) and kind (e.g.
@@ -140,7 +139,6 @@ class Report:
     error: str = ""
     seconds: float = 0.0
     memory: Memory | None = None
-    minimum: int = 0
     kernels: tuple[Kernel, ...] = ()
     launches: tuple[Launch, ...] = ()
     steps: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)

@@ -61,7 +61,7 @@ def version(distribution: str) -> str | None:
 
 def versions(target: Target) -> dict[str, str]:
     """Of what compiles for `target` in this interpreter."""
-    names = ("jax", "jaxlib", *PLUGINS[target.platform], *TOOLS[target.platform])
+    names = ("jax", "jaxlib", *PLUGINS[target.platform], *TOOLS[target.platform], "triton")
     return {name: found for name in names if (found := version(name)) is not None}
 
 

@@ -176,7 +176,6 @@ def _report(
             temporaries=planned.temp_size_in_bytes,
             aliased=planned.alias_size_in_bytes,
         ),
-        minimum=planned.argument_size_in_bytes + planned.output_size_in_bytes,
         kernels=tuple(kernels),
         launches=launches,
         steps=steps,
