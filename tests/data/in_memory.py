@@ -18,8 +18,10 @@ class Examples:
 
     @property
     def table(self) -> Table:
-        names = [str(i) for i in range(len(self.examples))]
-        return Table.of(self.examples, names, [1] * len(self.examples))
+        return Table.of(self.examples, [1] * len(self.examples))
+
+    def names(self):
+        return map(str, range(len(self.examples)))
 
     def __len__(self):
         return len(self.examples)

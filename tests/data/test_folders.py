@@ -1,9 +1,9 @@
 import os
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from zaya_jax.data import folders
@@ -122,11 +122,13 @@ def test_workers_killed_with_their_parent_and_started_again_give_the_same(
     out = tmp_path / "out"
     command = [sys.executable, tmp_path / "script.py", folder, tmp_path / "tokenizer", out]
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=environment)
     while process.poll() is None and not list(out.glob("*.array_record")):
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
+    assert workers and not psutil.wait_procs(workers, timeout=60)[1]  # they end with their parent
     done = len(list(out.glob("*.array_record")))
     assert 0 < done <= len(list((tmp_path / "whole").glob("*.array_record")))
     subprocess.run(command, env=environment, check=True)

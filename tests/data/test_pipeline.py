@@ -237,7 +237,7 @@ def test_chats_larger_than_any_row_are_dropped_and_counted(prepare, chats, tmp_p
     (tmp_path / "chat.jsonl").write_text("".join([chats.read_text(), *long]))
     info = prepare(source=str(tmp_path / "chat.jsonl"), packing="best_fit", sequence_length=40).info
     assert info.train.dropped + info.heldout.dropped == 7
-    with pytest.raises(ValueError, match="none of the .* examples fits in 8 tokens"):
+    with pytest.raises(ValueError, match="none of the examples .* fits in 8 tokens"):
         prepare(source=str(chats), packing="best_fit", sequence_length=8)
 
 

@@ -35,11 +35,15 @@ class Encoder:
     @property
     def sha256(self) -> str:
         """Hash (hex) of all that the ids depend on beside the records."""
-        text = f"{self.tokenizer.sha256} {self.tokenizer.eos_id} {self.template.source}"
+        t = self.tokenizer
+        text = f"{t.sha256} {t.eos_id} {self.skip_bad} {self.template.source}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def __call__(self, records: Sequence[Record]) -> tuple[list[Example], Table]:
+    def __call__(self, records: Sequence[Record]) -> tuple[list[Example], list[str], Table]:
         """Encodes records; of text all is learnt.
+
+        Returns:
+            The examples, their names, and their table.
 
         Raises:
             BadRecord: a conversation that the template or its rules refuse; names it.
@@ -65,7 +69,7 @@ class Encoder:
                 bad += 1
         examples = [example for example, _ in kept]
         names = [record.name for _, record in kept]
-        return examples, Table.of(examples, names, [record.bytes for _, record in kept], bad)
+        return examples, names, Table.of(examples, [record.bytes for _, record in kept], bad)
 
     def _text(self, ids: list[int]) -> Example:
         closed = np.array([*ids, self.tokenizer.eos_id], np.int32)

@@ -17,6 +17,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -347,8 +349,8 @@ def _records_of(task: _Task) -> int | None:
 
 
 def _encode(task: _Task, encoder: Encoder) -> int:
-    examples, table = encoder(task.records)
-    write_shard(task.file, examples, table, encoder.tokenizer.vocab_size)
+    examples, names, table = encoder(task.records)
+    write_shard(task.file, examples, names, table, encoder.tokenizer.vocab_size)
     return len(table)
 
 
@@ -358,8 +360,18 @@ _encoder: Encoder
 
 def _start_worker(encoder: Encoder) -> None:
     global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores have a worker each
     _encoder = encoder
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(task: _Task) -> int:
@@ -379,14 +391,3 @@ def _lock(folder: Path) -> Iterator[None]:
 def tokenizer_of(folder: Path) -> Tokenizer:
     """The tokenizer that a prepared folder was encoded with."""
     return Tokenizer.load(folder / TOKENIZER)
-
-
-def summary(stores: Iterable[Store]) -> dict[str, Any]:
-    """Records, bytes, tokens and bad records of stores."""
-    tables = [store.table for store in stores]
-    return {
-        "records": sum(len(table) for table in tables),
-        "bytes": sum(int(table.sizes.sum()) for table in tables),
-        "tokens": sum(int(table.lengths.sum()) for table in tables),
-        "bad": sum(table.bad for table in tables),
-    }

@@ -37,10 +37,12 @@ class Batch(NamedTuple):
 
 
 class Examples(Protocol):
-    """Encoded examples by number, as `records.Store` has them, and their table."""
+    """Encoded examples by number, as `records.Store` has them, their table and their names."""
 
     @property
     def table(self) -> Table: ...
+
+    def names(self) -> Iterator[str]: ...
 
     def __len__(self) -> int: ...
 

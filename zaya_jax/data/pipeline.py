@@ -55,7 +55,9 @@ class Heldout:
             the model pays for predicting it; a document's first token is not predicted, so
             its bytes are not counted either.
         targets: number of predictions, the end-of-sequence ids included.
-        sources: the same for each source alone.
+        tokenizer: of the targets.
+        parts: the rows, source by source.
+        sources: the same for each source alone that has held-out rows.
     """
 
     batches: Batches
@@ -93,7 +95,7 @@ class Heldout:
         return tuple(
             Document(name, self.tokenizer.decode(rows.examples[i].ids))
             for rows in self.parts
-            for i, name in enumerate(rows.examples.table.names)
+            for i, name in enumerate(rows.examples.names())
         )
 
     def bits_per_byte(self, nats: float) -> float:
@@ -147,19 +149,24 @@ def prepare(
     rules, division = Rules.of(data), Division(data.heldout_fraction, data.heldout_max_bytes)
     cache = Path(data.cache_dir)
     entries = resolve(data)
+    if out is not None and (done := [entry.source for entry in entries if entry.folder]):
+        raise ValueError(f"{done[0]!r} is prepared already: name it in the config as it is")
     given = tokenizer or data.tokenizer
     used = None if given is None else Tokenizer.load(given)
     if used is not None:
         used.check_fits(vocab_size)
     opened = {entry.folder: folders.open_folder(entry.folder) for entry in entries if entry.folder}
     used = _agreed(used, entries, opened, division)
-    surveys = {
-        entry.source: survey(entry.source, rules) for entry in entries if entry.folder is None
-    }
+    with _bar(None, "reading") as bar:
+        surveys = {
+            entry.source: survey(entry.source, rules, bar.update)
+            for entry in entries
+            if entry.folder is None
+        }
     if used is None:
         used = _trained(surveys, rules, division, vocab_size, cache)
     used.check_fits(vocab_size)
-    template = chat.ChatTemplate.find(data.chat_template, given)
+    template = chat.ChatTemplate.find(data.chat_template, data.tokenizer or tokenizer)
 
     def encoded(number: int, entry: Entry, advance: Callable[[int], object]) -> folders.Folder:
         if entry.folder is not None:
@@ -196,17 +203,21 @@ def assemble(
     for entry, (index, stores) in zip(entries, found, strict=True):
         counted = {}
         for part, store in stores.items():
-            try:
-                plan = PACKINGS[data.packing](store.table, sequence_length)
-            except ValueError as error:
-                raise ValueError(f"{entry.source!r}, {part} part: {error}") from None
+            plan = PACKINGS[data.packing](store.table, sequence_length)
             rows[part].append(PackedRows(store, plan, tokenizer.pad_id))
             counted[part] = PartInfo.of(store.table, plan)
+        if not counted["train"].rows:
+            raise _nothing_fits(entry.source, sequence_length)
         sources.append(SourceInfo(entry.weight, index.corpus, **counted))
     names = [source.corpus.source for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"data.mixture: a source is there twice, among {', '.join(names)}")
+    heldout = {name: part for name, part in zip(names, rows["heldout"], strict=True) if len(part)}
+    if not heldout:
+        raise _nothing_fits(" + ".join(names), sequence_length)
     return Prepared(
         train=Batches(join(rows["train"]), batch_size, seed, [entry.weight for entry in entries]),
-        heldout=Heldout.of(dict(zip(names, rows["heldout"], strict=True)), batch_size, tokenizer),
+        heldout=Heldout.of(heldout, batch_size, tokenizer),
         tokenizer=tokenizer,
         info=DataInfo(
             tokenizer_sha256=tokenizer.sha256,
@@ -216,6 +227,13 @@ def assemble(
             sources=tuple(sources),
             encoder_sha256=tuple(index.encoder_sha256 for index, _ in found),
         ),
+    )
+
+
+def _nothing_fits(source: str, sequence_length: int) -> ValueError:
+    return ValueError(
+        f"{source!r}: none of the examples to train on, or none of those held out, fits in "
+        f"{sequence_length} tokens, be it without its thinking; raise train.sequence_length"
     )
 
 
@@ -362,7 +380,7 @@ def _where(source: str) -> str:
     return f"{path if path.is_dir() else path.parent}/" if path.exists() else ""
 
 
-def _bar(total: int, what: str) -> tqdm:
+def _bar(total: int | None, what: str) -> tqdm:
     """A progress line on a terminal, with the time left, once it takes long."""
     return tqdm(
         total=total,

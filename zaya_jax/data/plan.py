@@ -49,8 +49,8 @@ class Plan:
 
     @property
     def efficiency(self) -> float:
-        """Share of the rows' positions that hold a token."""
-        return self.tokens / (len(self) * self.sequence_length)
+        """Share of the rows' positions that hold a token; 1 if there are no rows."""
+        return self.tokens / (len(self) * self.sequence_length) if len(self) else 1.0
 
 
 def stream(table: Table, sequence_length: int) -> Plan:
@@ -91,8 +91,11 @@ def best_fit(table: Table, sequence_length: int) -> Plan:
         table: of the examples.
         sequence_length: S.
 
+    Returns:
+        The plan; without rows if all examples are dropped.
+
     Raises:
-        ValueError: no example, S below 1, or nothing that fits.
+        ValueError: no example, or S below 1.
     """
     _check(table, sequence_length)
     items = _whole(table, sequence_length), _trimmed(table, sequence_length)
@@ -100,22 +103,19 @@ def best_fit(table: Table, sequence_length: int) -> Plan:
     pieces = np.concatenate([item.pieces for item in items])
     pieces = pieces[np.lexsort((pieces[:, 1], pieces[:, 0]))]
     counts = {name: items[0].counts[name] + items[1].counts[name] for name in items[0].counts}
-    if not pieces.size:
-        raise ValueError(
-            f"none of the {len(table)} examples fits in {sequence_length} tokens: even without "
-            "their thinking they are longer; raise train.sequence_length"
-        )
-    first = np.flatnonzero(pieces[:, 3])
-    count = np.diff(np.append(first, len(pieces)))
-    packed = bins.pack(np.add.reduceat(pieces[:, 2], first), sequence_length)
-    # The pieces of the items in the order of the bins.
-    count = count[packed.order]
-    ends = np.concatenate([[0], np.cumsum(count)])
-    order = np.repeat(first[packed.order] - ends[:-1], count) + np.arange(len(pieces))
-    pieces = pieces[order]
+    rows = np.zeros(1, np.int64)
+    if pieces.size:
+        first = np.flatnonzero(pieces[:, 3])
+        count = np.diff(np.append(first, len(pieces)))
+        packed = bins.pack(np.add.reduceat(pieces[:, 2], first), sequence_length)
+        # The pieces of the items in the order of the bins.
+        count = count[packed.order]
+        ends = np.concatenate([[0], np.cumsum(count)])
+        order = np.repeat(first[packed.order] - ends[:-1], count) + np.arange(len(pieces))
+        pieces, rows = pieces[order], ends[packed.starts]
     return Plan(
         sequence_length=sequence_length,
-        rows=ends[packed.starts],
+        rows=rows,
         example=pieces[:, 0],
         start=pieces[:, 1],
         length=pieces[:, 2],

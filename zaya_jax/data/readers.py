@@ -237,44 +237,50 @@ def read_parquet(path: Path, name: str, intake: Intake) -> Iterator[Record]:
     except ImportError as error:
         raise ImportError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from _rows(file, path, name, intake)
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from None
+
+
+def _rows(file: Any, path: Path, name: str, intake: Intake) -> Iterator[Record]:
+    """The records of an open Parquet file."""
+    import pyarrow
+
     rules = intake.rules
-    with file:
-        columns = file.schema_arrow.names
-        chat = rules.format == "chat" or rules.format == "auto" and rules.messages_field in columns
-        wanted = rules.messages_field if chat else rules.text_field
-        if wanted not in columns:
-            raise ValueError(f"{path}: no column {wanted!r}; there is {', '.join(columns)}")
-        kind = file.schema_arrow.field(wanted).type
-        if not chat and not any(
-            check(kind)
-            for check in (
-                pyarrow.types.is_string,
-                pyarrow.types.is_large_string,
-                pyarrow.types.is_binary,
-                pyarrow.types.is_large_binary,
-            )
-        ):
-            raise ValueError(f"{path}: column {wanted!r} holds {kind}, not strings")
-        row = 0
-        chosen = [wanted, "tools"] if chat and "tools" in columns else [wanted]
-        for batch in file.iter_batches(columns=chosen):
-            if not chat:
-                # As bytes: Parquet does not check that its strings are UTF-8, so the policy must.
-                values = batch.column(0).cast(pyarrow.large_binary()).to_pylist()
-                for number, value in enumerate(values, start=row):
-                    text = intake.decode(value or b"", f"{path}, row {number}")
-                    if text is not None:
-                        yield Document(f"{name}:{number}", text)
-            else:
-                for number, fields in enumerate(batch.to_pylist(), start=row):
-                    at = f"{name}:{number}", f"{path}, row {number}"
-                    record = intake.attempt(partial(conversation, fields, wanted, *at))
-                    if record is not None:
-                        yield record
-            row += batch.num_rows
+    columns = file.schema_arrow.names
+    chat = rules.format == "chat" or rules.format == "auto" and rules.messages_field in columns
+    wanted = rules.messages_field if chat else rules.text_field
+    if wanted not in columns:
+        raise ValueError(f"{path}: no column {wanted!r}; there is {', '.join(columns)}")
+    kind = file.schema_arrow.field(wanted).type
+    if not chat and not any(
+        check(kind)
+        for check in (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_binary,
+            pyarrow.types.is_large_binary,
+        )
+    ):
+        raise ValueError(f"{path}: column {wanted!r} holds {kind}, not strings")
+    row = 0
+    chosen = [wanted, "tools"] if chat and "tools" in columns else [wanted]
+    for batch in file.iter_batches(columns=chosen):
+        if not chat:
+            # As bytes: Parquet does not check that its strings are UTF-8, so the policy must.
+            values = batch.column(0).cast(pyarrow.large_binary()).to_pylist()
+            for number, value in enumerate(values, start=row):
+                text = intake.decode(value or b"", f"{path}, row {number}")
+                if text is not None:
+                    yield Document(f"{name}:{number}", text)
+        else:
+            for number, fields in enumerate(batch.to_pylist(), start=row):
+                at = f"{name}:{number}", f"{path}, row {number}"
+                record = intake.attempt(partial(conversation, fields, wanted, *at))
+                if record is not None:
+                    yield record
+        row += batch.num_rows
 
 
 def _refuse_zstd(path: Path, name: str, intake: Intake) -> Iterator[Record]:

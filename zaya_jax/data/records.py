@@ -12,7 +12,7 @@ name of a shard ends in a hash of what went into it, so a shard that exists is t
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +75,6 @@ class Table:
         turns: [n] int32, assistant turns; 0 for text.
         thinks: [k, 4] int32, example, start, stop and turn of every think span, in order.
         sizes: [n] int64, bytes of the content that was encoded.
-        names: n names.
         bad: records that could not be encoded and were left out.
     """
 
@@ -83,16 +82,13 @@ class Table:
     turns: np.ndarray
     thinks: np.ndarray
     sizes: np.ndarray
-    names: tuple[str, ...]
     bad: int = 0
 
     def __len__(self) -> int:
         return self.lengths.size
 
     @classmethod
-    def of(
-        cls, examples: Sequence[Example], names: Sequence[str], sizes: Sequence[int], bad: int = 0
-    ) -> Table:
+    def of(cls, examples: Sequence[Example], sizes: Sequence[int], bad: int = 0) -> Table:
         """The table of examples at hand."""
         thinks = [(i, *think) for i, example in enumerate(examples) for think in example.thinks]
         return cls(
@@ -100,7 +96,6 @@ class Table:
             turns=np.array([example.turns for example in examples], np.int32),
             thinks=np.array(thinks, np.int32).reshape(-1, 4),
             sizes=np.array(sizes, np.int64),
-            names=tuple(names),
             bad=bad,
         )
 
@@ -119,12 +114,11 @@ class Table:
                 ]
             ),
             sizes=_concatenate([table.sizes for table in tables], np.int64),
-            names=tuple(name for table in tables for name in table.names),
             bad=sum(table.bad for table in tables),
         )
 
-    def save(self, file: Path) -> None:
-        """Writes the table, whole or not at all."""
+    def save(self, file: Path, names: Sequence[str]) -> None:
+        """Writes the table and the examples' names, whole or not at all."""
         with atomic_path(file) as scratch:
             np.savez(
                 scratch,
@@ -132,7 +126,7 @@ class Table:
                 turns=self.turns,
                 thinks=self.thinks,
                 sizes=self.sizes,
-                names=np.frombuffer("\0".join(self.names).encode(), np.uint8),
+                names=np.frombuffer("\0".join(names).encode(), np.uint8),
                 bad=np.array(self.bad),
             )
 
@@ -140,13 +134,8 @@ class Table:
     def load(cls, file: Path) -> Table:
         """Reads a table; raises what `np.load` does if it is damaged."""
         with np.load(file, allow_pickle=False) as arrays:
-            names = arrays["names"].tobytes().decode()
             fields = {name: arrays[name] for name in ("lengths", "turns", "thinks", "sizes")}
-            return cls(
-                **fields,
-                names=tuple(names.split("\0")) if fields["lengths"].size else (),
-                bad=int(arrays["bad"]),
-            )
+            return cls(**fields, bad=int(arrays["bad"]))
 
 
 class Shard(NamedTuple):
@@ -157,9 +146,11 @@ class Shard(NamedTuple):
     bytes: int
 
 
-def write_shard(file: Path, examples: Sequence[Example], table: Table, vocab_size: int) -> None:
+def write_shard(
+    file: Path, examples: Sequence[Example], names: Sequence[str], table: Table, vocab_size: int
+) -> None:
     """Writes a shard and its table. The shard comes last: where it is, both are whole."""
-    table.save(file.with_suffix(".npz"))
+    table.save(file.with_suffix(".npz"), names)
     dtype = id_dtype(vocab_size)
     with atomic_path(file) as scratch:
         writer = ArrayRecordWriter(str(scratch), "group_size:1")
@@ -171,8 +162,8 @@ def write_shard(file: Path, examples: Sequence[Example], table: Table, vocab_siz
 class Store:
     """The examples of a list of shards, read when they are asked for.
 
-    In memory are the table (some tens of bytes an example) and, once a shard was read from, the
-    index of its records; never the tokens.
+    In memory are the table (20 bytes an example, 16 a think span) and, once a shard was read from,
+    the index of its records; never the tokens.
 
     Attributes:
         table: of all examples, in order.
@@ -201,6 +192,13 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def names(self) -> Iterator[str]:
+        """The examples' names, read from the shards' tables."""
+        for file in self._files:
+            with np.load(file.with_suffix(".npz"), allow_pickle=False) as arrays:
+                if arrays["lengths"].size:
+                    yield from arrays["names"].tobytes().decode().split("\0")
 
     def __getitem__(self, number: int) -> Example:
         """Reads an example.

@@ -12,7 +12,7 @@ import platform
 import sysconfig
 import tokenize
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -152,8 +152,15 @@ def _read(source: str, intake: Intake) -> Iterator[Record]:
     yield from _read_path(path, intake)
 
 
-def survey(source: str, rules: Rules) -> Survey:
+def survey(
+    source: str, rules: Rules, advance: Callable[[int], object] = lambda size: None
+) -> Survey:
     """Reads a source once, and describes it.
+
+    Args:
+        source: as of `read`.
+        rules: as of `read`.
+        advance: is called with the bytes of each record.
 
     Raises:
         ValueError: there is no record in the source, or as `read` says.
@@ -165,6 +172,7 @@ def survey(source: str, rules: Rules) -> Survey:
         hashed.add(record)
         places.append(split.place(content))
         sizes.append(len(content.encode()))
+        advance(sizes[-1])
     if not places:
         is_folder = Path(source).expanduser().is_dir()
         looked_for = "files that are not hidden" if is_folder else "documents"
