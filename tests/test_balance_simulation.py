@@ -12,6 +12,8 @@ seed see the same draws. The project's reference table was made with seed 0 in f
     pytest -s -m slow tests/test_balance_simulation.py    # prints the tables of docs/optimizers.md
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,14 +194,38 @@ def test_loads_recover_after_an_expert_is_shifted():
     assert np.all(entropies[-50:].mean(axis=0) > 0.995)
 
 
-MORE = [(skew, config) for skew in (MILD, STRONG) for config in (pid(0.1, 0.01), pid(0.0, 0.003))]
+# Medians over seeds 0 to 31, in float32: steps to H >= 0.99 (infinite: more than half never get
+# there) and mean H of the last 200 steps.
+MEDIANS = {
+    (MILD, SIGN): (179, 0.9991),
+    (MILD, adamw(1e-4)): (np.inf, 0.9326),
+    (MILD, adamw(1e-3)): (240, 0.9993),
+    (MILD, adamw(3e-3)): (70.5, 0.9991),
+    (MILD, adamw(1e-2)): (27, 0.9985),
+    (MILD, pid(0.0, 0.1)): (24.5, 0.9993),
+    (MILD, pid(0.1, 0.01)): (247, 0.9992),
+    (MILD, pid(0.0, 0.003)): (781, 0.9985),
+    (STRONG, SIGN): (np.inf, 0.8953),
+    (STRONG, adamw(1e-3)): (668, 0.9715),
+    (STRONG, adamw(3e-3)): (390.5, 0.9329),
+    (STRONG, adamw(1e-2)): (np.inf, 0.8455),
+    (STRONG, pid(0.1, 0.01)): (np.inf, 0.8302),
+    (STRONG, pid(0.0, 0.003)): (1415.5, 0.9701),
+}
 
 
 @pytest.mark.slow
 def test_medians_over_32_seeds():
-    cases = [*REFERENCE, *MORE]
-    loop = Loop(cases)
-    runs = np.array([summary(loop.run(seed, 1500)) for seed in range(32)])  # [seeds, cases, 2]
-    steps, mean = np.median(runs, axis=0).T
-    for case, s, m, each in zip(cases, steps, mean, runs.transpose(1, 2, 0), strict=True):
-        print(f"{name(*case):<34}{s:>7.1f} {m:.4f}  never: {np.sum(np.isinf(each[0]))}")
+    loop = Loop(list(MEDIANS))
+    with ThreadPoolExecutor(2) as pool:
+        runs = np.array(list(pool.map(lambda seed: summary(loop.run(seed, 1500)), range(32))))
+    medians = np.median(runs, axis=0)  # of [seeds, cases, 2]
+    for i, (case, (steps, mean)) in enumerate(zip(MEDIANS, medians, strict=True)):
+        never = np.sum(np.isinf(runs[:, i, 0]))
+        print(f"{name(*case):<34}{steps:>7.1f} {mean:.4f}  never: {never}")
+    for (case, (steps, mean)), found in zip(MEDIANS.items(), medians, strict=True):
+        # Swinging loads are chaotic: rounding alone moves the strong rows of a seed.
+        mild = case[0] == MILD
+        assert found[1] == pytest.approx(mean, abs=1e-3 if mild else 0.02), name(*case)
+        if mild or case[1].kind != "pid":
+            assert found[0] == pytest.approx(steps, rel=0.05 if mild else 0.15), name(*case)
