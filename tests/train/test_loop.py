@@ -74,6 +74,29 @@ def test_a_run_leaves_everything_in_its_folder(whole, experiment):
         assert word in told
 
 
+def test_nothing_is_compiled_after_the_first_steps(whole):
+    lines = [r for r in metrics.read(whole[0]) if "loss" in r]
+    assert len({r["compilations"] for r in lines if r["step"] >= 3}) == 1
+    assert lines[0]["compilations"] > 0 and lines[0]["compile_seconds"] > 0
+
+
+def test_a_line_says_how_the_layers_the_groups_and_the_machine_do(whole, experiment):
+    lines = [r for r in metrics.read(whole[0]) if "loss" in r]
+    for name in (
+        "load_entropy", "max_load", "min_load", "dead_experts", "skip_share", "routing_entropy",
+        "residual_norm", "max_bias", "min_bias",
+    ):  # fmt: skip
+        assert len(lines[-1][name]) == experiment.model.num_layers
+    groups = {"matrix", "embedding", "convolution", "vector"}
+    assert set(lines[-1]["grad_norms"]) == set(lines[-1]["update_norms"]) == groups
+    whole_norm = sum(norm**2 for norm in lines[-1]["grad_norms"].values()) ** 0.5
+    assert lines[-1]["grad_norm"] == pytest.approx(whole_norm, rel=1e-5)
+    assert all(0 <= line["data_wait"] <= 1 for line in lines)
+    assert lines[-1]["peak_memory_bytes"] > 0
+    assert lines[-1]["skipped"] == lines[-1]["rollbacks"] == 0 and lines[-1]["cursor"] == 6
+    assert "mfu" not in lines[-1]  # nobody knows the peak of this processor
+
+
 def test_a_finished_run_is_not_trained_again(whole, experiment, listener):
     folder, *_ = whole
     before = (folder / "metrics.jsonl").read_text()

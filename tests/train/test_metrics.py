@@ -1,8 +1,11 @@
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from zaya_jax.errors import UserError
 from zaya_jax.train import metrics
 
 
@@ -52,3 +55,51 @@ def test_what_is_no_number_is_null(tmp_path, value):
     writer.close()
     line = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(line, parse_constant=pytest.fail)["loss"] is None
+
+
+def test_groups_get_a_tag_each(tmp_path):
+    writer = metrics.Writer(tmp_path, 0)
+    writer(1, {"loss": 1.0, "grad_norms": {"matrix": np.float32(2), "vector": np.float32(0.5)}})
+    writer.close()
+    assert metrics.read(tmp_path)[0]["grad_norms"] == {"matrix": 2.0, "vector": 0.5}
+    tags = dict(metrics._scalars("grad_norms", {"matrix": 2.0, "vector": None}))
+    assert tags == {"grad_norms/matrix": 2.0}
+
+
+def test_wandb_is_asked_for_in_vain_where_it_is_not_installed(changed, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="train.wandb = 'zaya': the wandb package is not installed"):
+        metrics.Writer(tmp_path, 0, changed("train", wandb="zaya"))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_wandb_gets_the_same_numbers_and_one_run_for_all_starts(changed, tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, numbers, step):
+            calls.append((step, numbers))
+
+        def finish(self):
+            calls.append("finished")
+
+    def init(**settings):
+        calls.append((settings["project"], settings["id"]))
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for step in (1, 2):
+        writer = metrics.Writer(tmp_path, step - 1, changed("train", wandb="zaya"))
+        writer(step, {"loss": 2.0, "load_entropy": [0.5, 1.0]})
+        writer.close()
+    numbers = {"loss": 2.0, "load_entropy/layer_0": 0.5, "load_entropy/layer_1": 1.0}
+    assert calls[1:3] == [(1, numbers), "finished"] and calls[4:] == [(2, numbers), "finished"]
+    assert calls[0] == calls[3] and calls[0][0] == "zaya"
+
+
+def test_a_full_disk_is_named(tmp_path):
+    writer = metrics.Writer(tmp_path, 0)
+    writer._file.close()
+    writer._file = open("/dev/full", "a", buffering=1)
+    with pytest.raises(UserError, match="cannot write there: No space left"):
+        writer(1, {"loss": 1.0})
