@@ -15,8 +15,8 @@ from absl import flags
 
 from zaya_jax import config, options
 from zaya_jax.data import Prepared, prepare, show
+from zaya_jax.data.entries import MIXTURE
 from zaya_jax.data.packing import JoinedRows, PackedRows
-from zaya_jax.data.pipeline import MIXTURE
 from zaya_jax.errors import UserError
 
 FLAGS = flags.FLAGS

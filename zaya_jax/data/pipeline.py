@@ -8,99 +8,28 @@ in memory is a table of the examples' lengths and the packed plan, some tens of 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from zaya_jax.config.schema import Data
 from zaya_jax.data import chat, folders
 from zaya_jax.data.encode import Encoder
+from zaya_jax.data.entries import Entry, resolve, subfolder, write_mixture
 from zaya_jax.data.folders import Division, Job
+from zaya_jax.data.heldout import Heldout
 from zaya_jax.data.info import DataInfo, PartInfo, SourceInfo
 from zaya_jax.data.mixture import Batches, join
-from zaya_jax.data.packing import PackedRows, in_order
+from zaya_jax.data.packing import PackedRows
 from zaya_jax.data.plan import PACKINGS
 from zaya_jax.data.readers import Conversation, Document, Rules
 from zaya_jax.data.sources import Survey, read, survey
 from zaya_jax.data.tokenizer import Tokenizer, cached_bpe
 
-MIXTURE = "mixture.index.json"
-"""Names the prepared folders beside it, with their weights; a folder with one is a source."""
-
 _SLOW_SECONDS = 2.0
 """Work that takes longer shows its progress."""
-
-
-class Entry(NamedTuple):
-    """One source of a mixture: its name, its share of the rows, and its folder if prepared."""
-
-    source: str
-    weight: float
-    folder: Path | None
-
-
-@dataclass(frozen=True)
-class Heldout:
-    """Whole unseen documents: to be evaluated in order, and to take prompts from.
-
-    Attributes:
-        batches: their rows, in order.
-        target_bytes: UTF-8 bytes of all targets. The end-of-sequence id counts none, though
-            the model pays for predicting it; a document's first token is not predicted, so
-            its bytes are not counted either.
-        targets: number of predictions, the end-of-sequence ids included.
-        tokenizer: of the targets.
-        parts: the rows, source by source.
-        sources: the same for each source alone that has held-out rows.
-    """
-
-    batches: Batches
-    target_bytes: int
-    targets: int
-    tokenizer: Tokenizer
-    parts: tuple[PackedRows, ...]
-    sources: Mapping[str, Heldout] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, parts: Mapping[str, PackedRows], batch_size: int, tokenizer: Tokenizer) -> Heldout:
-        """Counts the targets of the sources' rows."""
-        sources = {}
-        for name, rows in parts.items():
-            targets = target_bytes = 0
-            for batch in in_order(rows):
-                found = batch.targets[batch.loss_weights > 0]
-                targets += found.size
-                target_bytes += int(tokenizer.bytes_per_id[found].sum())
-            sources[name] = cls(
-                Batches(rows, batch_size), target_bytes, targets, tokenizer, (rows,)
-            )
-        return cls(
-            batches=Batches(join(list(parts.values())), batch_size),
-            target_bytes=sum(source.target_bytes for source in sources.values()),
-            targets=sum(source.targets for source in sources.values()),
-            tokenizer=tokenizer,
-            parts=tuple(parts.values()),
-            sources=sources,
-        )
-
-    @cached_property
-    def documents(self) -> tuple[Document, ...]:
-        """The texts, decoded: for byte-level vocabularies exactly what was read."""
-        return tuple(
-            Document(name, self.tokenizer.decode(rows.examples[i].ids))
-            for rows in self.parts
-            for i, name in enumerate(rows.examples.names())
-        )
-
-    def bits_per_byte(self, nats: float) -> float:
-        """Converts the summed (not averaged) negative log-likelihood of all targets."""
-        return nats / math.log(2) / self.target_bytes
 
 
 class Prepared(NamedTuple):
@@ -184,7 +113,7 @@ def prepare(
     with _bar(total, "encoding") as bar:
         found = [encoded(i, entry, bar.update) for i, entry in enumerate(entries)]
     if out is not None:
-        _write_mixture(out, entries)
+        write_mixture(out, entries)
     return assemble(data, entries, found, used, sequence_length, batch_size, seed)
 
 
@@ -235,80 +164,6 @@ def _nothing_fits(source: str, sequence_length: int) -> ValueError:
         f"{source!r}: none of the examples to train on, or none of those held out, fits in "
         f"{sequence_length} tokens, be it without its thinking; raise train.sequence_length"
     )
-
-
-def resolve(data: Data) -> list[Entry]:
-    """The sources of a section with their shares; prepared mixtures give their own sources.
-
-    What `launch.py data` made of a mixture may be named by `data.source` with the mixture still in
-    the config, and stands in its place.
-
-    Raises:
-        ValueError: a weight that is not positive, the same source twice, a prepared mixture that
-            is damaged, or one that stands in the place of another.
-    """
-    entries: list[Entry] = []
-    sources = data.mixture or ((data.source, 1.0),)
-    if data.mixture and (file := Path(data.source).expanduser() / MIXTURE).is_file():
-        made = tuple((entry["source"], entry["weight"]) for entry in _read_mixture(file))
-        if _shares(made) != _shares(data.mixture):
-            raise ValueError(
-                f"{data.source} was prepared of the mixture {made}, data.mixture is "
-                f"{data.mixture}: prepare it anew, or set data.mixture = () to train on it as it is"
-            )
-        sources = ((data.source, 1.0),)
-    for source, weight in sources:
-        if not 0 < weight < math.inf:
-            raise ValueError(f"data.mixture: {source!r} has weight {weight}: expected more than 0")
-        folder = Path(source).expanduser()
-        if (folder / MIXTURE).is_file():
-            inner = _read_mixture(folder / MIXTURE)
-            whole = sum(entry["weight"] for entry in inner)
-            for entry in inner:
-                place = folder / entry["folder"]
-                entries.append(Entry(str(place), weight * entry["weight"] / whole, place))
-        else:
-            entries.append(Entry(source, weight, folder if folders.is_prepared(folder) else None))
-    if len({entry.source for entry in entries}) < len(entries):
-        raise ValueError("data.mixture: a source is there twice")
-    whole = sum(entry.weight for entry in entries)
-    return [entry._replace(weight=entry.weight / whole) for entry in entries]
-
-
-def subfolder(number: int, source: str) -> str:
-    """The name of a source's folder in a prepared mixture."""
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(source).name)
-    return f"{number}-{name[:40]}"
-
-
-def _shares(sources: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Weights as shares, rounded as far as two ways to write them may differ."""
-    weights = dict(sources)
-    return {source: round(weight / sum(weights.values()), 9) for source, weight in weights.items()}
-
-
-def _read_mixture(file: Path) -> list[dict[str, Any]]:
-    """Entries with `folder`, `source` and `weight`."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        kinds = {"folder": str, "source": str, "weight": float}
-        return [
-            {name: kind(entry[name]) for name, kind in kinds.items()}
-            for entry in content["sources"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error!r}; prepare it again") from None
-
-
-def _write_mixture(out: Path, entries: list[Entry]) -> None:
-    from zaya_jax.data.cache import atomic_path
-
-    content = [
-        {"folder": subfolder(i, entry.source), "source": entry.source, "weight": entry.weight}
-        for i, entry in enumerate(entries)
-    ]
-    with atomic_path(out / MIXTURE) as scratch:
-        scratch.write_text(json.dumps({"sources": content}, indent=1) + "\n", encoding="utf-8")
 
 
 def _agreed(
