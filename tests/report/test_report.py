@@ -13,6 +13,25 @@ from zaya_jax.report import run as run_lib
 from zaya_jax.train import metrics, workdir
 
 
+def explained(step):
+    """What training lines say of three layers and two groups; step 20 was not taken."""
+    spoilt = np.float32(np.nan if step == 20 else step)
+    return {
+        "max_load": np.full(3, 0.5),
+        "min_load": np.full(3, 0.01),
+        "dead_experts": np.array([1, 0, 0]),
+        "routing_entropy": np.full(3, 1.2),
+        "residual_norm": np.array([1.0, 2.0, 3.0]) * step,
+        "max_bias": np.full(3, 0.1),
+        "min_bias": np.full(3, -0.1),
+        "grad_norms": {"matrix": spoilt, "vector": np.float32(0)},
+        "update_norms": {"matrix": spoilt, "vector": np.float32(0)},
+        "skipped": int(step >= 20),
+        "rollbacks": 0,
+        "mfu": 0.25,
+    }
+
+
 @pytest.fixture(params=["unroll", "scan"])
 def folder(request, tmp_path):
     """A run directory with metrics and no weights; bias of expert e in layer l is 10 l + e."""
@@ -36,7 +55,7 @@ def folder(request, tmp_path):
     writer = metrics.Writer(tmp_path, 0)
     for step in range(0, 41, 10):
         if step:
-            record = {"loss": 4 / step, "load_entropy": np.full(3, 0.9)}
+            record = {"loss": 4 / step, "load_entropy": np.full(3, 0.9), **explained(step)}
             writer(step, {**record, "tokens_per_second": 9})
         load = np.full((3, 4), 0.25)
         evaluation = {"heldout_bits_per_byte": 3 - step / 40, "heldout_loss": 2.0}
@@ -64,7 +83,18 @@ def test_the_page_stands_alone_and_says_what_it_should(folder):
     assert "2.000 bits per byte on 7 held-out documents after 40 steps" in text
     assert "a &lt;b&gt; &amp; c" in text and "<b>" not in text
     assert json.loads((folder / "environment.json").read_text())[0]["command"] in text
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 12
+    for heading in (
+        "Share of the most and the least loaded expert",
+        "Dead experts",
+        "Norm of the residual stream",
+        "Gradient norms",
+        "Update norms",
+        "Steps not taken",
+        "Range of the balancing biases",
+    ):
+        assert f"<h2>{heading}" in text
+    assert "model FLOPs utilisation</th><td>0.25" in text
     assert "prefers-color-scheme" in text or "light-dark(" in text
     assert "width=device-width" in text
     for foreign in ("http://cdn", "https://", "<script", "<link", "src="):
@@ -87,6 +117,15 @@ def test_a_run_with_numbers_that_are_none_has_a_page(folder):
     assert "no number of bits per byte" in text
 
 
+def test_a_run_of_before_such_metrics_has_a_page_still(folder):
+    known = {"step", "seconds", "loss", "load_entropy", "tokens_per_second"}
+    records = [
+        {k: v for k, v in r.items() if "loss" not in r or k in known} for r in metrics.read(folder)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert page.write(run_lib.read(folder), folder / "report.html").read_text().count("<svg") == 4
+
+
 def test_figures_are_well_formed_and_take_the_ink_of_the_page():
     curves = [1, 2, 3], [3.0, None, 1.0]
     drawn = [
@@ -94,6 +133,9 @@ def test_figures_are_well_formed_and_take_the_ink_of_the_page():
         figures.losses(([], []), ([0], [3.0])),
         figures.load_entropy([1, 2], np.random.default_rng(0).random((2, 12))),
         figures.heatmap("load", np.full((40, 16), 1 / 16), "share", 1 / 16),
+        figures.by_layer("entropy", [1, 2], np.ones((2, 12)), "nats"),
+        figures.ranges("loads", [1, 2], np.zeros((2, 12)), np.ones((2, 12)), "share", 1 / 16),
+        figures.depth([7], np.ones((1, 40))),
     ]
     for svg in drawn:
         ET.fromstring(svg)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -103,17 +103,103 @@ def load_entropy(steps: Sequence[int], values: np.ndarray) -> str:
     """Entropy of the experts' loads over time; values [N, L], 1 is perfect balance."""
 
     def draw(axes: Axes) -> None:
-        if values.shape[1] <= _MANY_LAYERS:
-            for layer in range(values.shape[1]):
-                axes.plot(steps, values[:, layer], linewidth=1.2, label=f"layer {layer}")
-        else:
-            axes.fill_between(steps, values.min(1), values.max(1), alpha=0.2, label="all layers")
-            axes.plot(steps, values.mean(1), label="mean")
+        _layers(axes, steps, values)
         axes.axhline(1, color=INK, linewidth=0.6, linestyle=":")
         axes.set(xlabel="step", ylabel="entropy of loads / log E", ylim=(0, 1.03))
         axes.legend(loc="lower right", ncols=2)
 
     return figure("router load entropy", draw)
+
+
+def by_layer(name: str, steps: Sequence[int], values: np.ndarray, label: str) -> str:
+    """A number of every layer over time; values [N, L]."""
+
+    def draw(axes: Axes) -> None:
+        _layers(axes, steps, values)
+        axes.set(xlabel="step", ylabel=label)
+        axes.legend(ncols=2)
+
+    return figure(name, draw)
+
+
+def _layers(axes: Axes, steps: Sequence[int], values: np.ndarray) -> None:
+    """A line for each layer, or their mean and range where they are many."""
+    if values.shape[1] <= _MANY_LAYERS:
+        for layer in range(values.shape[1]):
+            axes.plot(steps, values[:, layer], linewidth=1.2, label=f"layer {layer}")
+    else:
+        axes.fill_between(steps, values.min(1), values.max(1), alpha=0.2, label="all layers")
+        axes.plot(steps, values.mean(1), label="mean")
+
+
+def ranges(
+    name: str, steps: Sequence[int], low: np.ndarray, high: np.ndarray, label: str, even: float
+) -> str:
+    """From the smallest to the largest number of each layer over time.
+
+    Args:
+      low, high: [N, L].
+      even: where both would be if all were the same; a dotted line.
+    """
+
+    def draw(axes: Axes) -> None:
+        if low.shape[1] <= _MANY_LAYERS:
+            for layer, colour in zip(range(low.shape[1]), COLOURS, strict=False):
+                axes.plot(
+                    steps, high[:, layer], color=colour, linewidth=1.2, label=f"layer {layer}"
+                )
+                axes.plot(steps, low[:, layer], color=colour, linewidth=1.2, linestyle="--")
+        else:
+            axes.fill_between(steps, low.min(1), high.max(1), alpha=0.2, label="all layers")
+            axes.plot(steps, high.mean(1), color=COLOURS[0], label="mean over layers")
+            axes.plot(steps, low.mean(1), color=COLOURS[0], linestyle="--")
+        axes.axhline(even, color=INK, linewidth=0.6, linestyle=":")
+        axes.set(xlabel="step", ylabel=label)
+        axes.legend(ncols=2)
+
+    return figure(name, draw)
+
+
+def groups(name: str, steps: Sequence[int], values: Mapping[str, np.ndarray], label: str) -> str:
+    """A number of every optimizer group over time, on a logarithmic axis; values [N] by group."""
+
+    def draw(axes: Axes) -> None:
+        for group, line in values.items():
+            line = np.where(line > 0, line, np.nan)  # a frozen group has no logarithm
+            axes.plot(steps, line, linewidth=1.2, label=group)
+        axes.set(xlabel="step", ylabel=label, yscale="log")
+        axes.legend(ncols=2)
+
+    return figure(name, draw)
+
+
+def counts(name: str, steps: Sequence[int], values: Sequence[float], label: str) -> str:
+    """A count over time, as steps from one line to the next."""
+
+    def draw(axes: Axes) -> None:
+        axes.step(steps, values, where="post")
+        axes.set(xlabel="step", ylabel=label)
+        axes.set_ylim(0, max(1.0, float(np.max(values, initial=0))) * 1.05)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+
+    return figure(name, draw)
+
+
+def depth(steps: Sequence[int], values: np.ndarray) -> str:
+    """Norm of the residual stream after each layer, at a few steps from first to last.
+
+    values: [N, L].
+    """
+
+    def draw(axes: Axes) -> None:
+        chosen = dict.fromkeys(np.linspace(0, len(steps) - 1, 5).round().astype(int))
+        for row in chosen:
+            axes.plot(values[row], "o-", markersize=3, linewidth=1.2, label=f"step {steps[row]:,}")
+        axes.set(xlabel="layer", ylabel="norm of the residual stream")
+        axes.set_xticks(_marks(values.shape[1]))
+        axes.legend(ncols=2)
+
+    return figure("residual norm", draw)
 
 
 def heatmap(

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zaya_jax.config import to_dict
 from zaya_jax.data.cache import atomic_path
-from zaya_jax.report import figures
+from zaya_jax.report import curves, figures
 from zaya_jax.report.run import Run, changed_fields
 
 STYLE = """
@@ -58,19 +56,9 @@ def render(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> str:
         f"{heldout.get('documents', '?')} held-out documents after {last['step']:,} steps, from "
         f"{_bits(first)} before training.</p>",
         *(_section(title, _table(rows)) for title, rows in extra.items()),
-        _section("Loss", figures.losses(*_curves(run))),
+        _section("Loss", figures.losses(*_losses(run))),
     ]
-    if run.train:
-        steps = [r["step"] for r in run.train]
-        entropy = np.array([r["load_entropy"] for r in run.train])
-        parts.append(
-            _section(
-                "Balance of the experts over time",
-                figures.load_entropy(steps, entropy),
-                "Entropy of the experts' loads in a training batch over its largest value: 1 when "
-                "every expert gets the same number of tokens, 0 when one gets all.",
-            )
-        )
+    parts += [_section(*section) for section in curves.sections(run)]
     parts += [
         _section(
             "Load of each expert",
@@ -105,7 +93,7 @@ def _bits(record: Mapping[str, Any]) -> str:
     return "no number of" if value is None else f"{value:.3f}"
 
 
-def _curves(run: Run) -> tuple[tuple[list, list], tuple[list, list]]:
+def _losses(run: Run) -> tuple[tuple[list, list], tuple[list, list]]:
     train = [r["step"] for r in run.train], [r["loss"] for r in run.train]
     heldout = [r["step"] for r in run.evaluations], [r["heldout_loss"] for r in run.evaluations]
     return train, heldout

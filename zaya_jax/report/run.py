@@ -20,6 +20,17 @@ from zaya_jax.train import metrics, workdir
 
 Record = dict[str, Any]
 
+OF_THE_LAST_LINE = {
+    "steps not taken": "skipped",
+    "rollbacks": "rollbacks",
+    "model FLOPs utilisation": "mfu",
+    "share of the time waiting for data": "data_wait",
+    "most memory, bytes": "peak_memory_bytes",
+    "programs compiled": "compilations",
+    "seconds to compile them": "compile_seconds",
+}
+"""What the last training line says for the whole run (or its last start), as the page names it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -76,6 +87,9 @@ class Run:
             found["training loss, last"] = self.train[-1]["loss"]
             found["router-load entropy, last"] = float(np.mean(self.train[-1]["load_entropy"]))
             found["tokens per second, median"] = float(np.median(rates)) if rates else None
+            for title, field in OF_THE_LAST_LINE.items():
+                if field in self.train[-1]:
+                    found[title] = self.train[-1][field]
         return found
 
 
