@@ -78,7 +78,7 @@ def test_a_million_lengths_are_packed_in_seconds():
 def test_as_few_bins_as_trl(capacity, draw):
     data_utils = pytest.importorskip("trl.data_utils")
     arrow = pytest.importorskip("pyarrow")
-    lengths = np.clip(draw(np.random.default_rng(1), 400), 1, capacity).astype(np.int64)
+    lengths = np.clip(draw(np.random.default_rng(1), 150), 1, capacity).astype(np.int64)
     offsets = arrow.array(np.concatenate([[0], np.cumsum(lengths)]), arrow.int64())
     values = arrow.array(np.repeat(np.arange(lengths.size, dtype=np.int16), lengths))
     table = arrow.table({"ids": arrow.LargeListArray.from_arrays(offsets, values)})

@@ -1,5 +1,8 @@
+import importlib.util
 import json
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -197,6 +200,71 @@ def test_mask_of_a_template_that_does_not_show_it(tokenizer):
     source = source.replace("{{", "{% if 0 %}{% generation %}x{% endgeneration %}{% endif %}{{")
     with pytest.raises(ValueError, match="no generation block for any assistant turn"):
         chat.encode([user(), model()], tokenizer, ChatTemplate(source))
+
+
+PUBLISHED = {  # as trl ships them; what is learnt of the conversation below
+    "cohere2": "<think>a</think>b{0}c{0}".format("<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "deepseekv3": "b<｜end▁of▁sentence｜>c<｜end▁of▁sentence｜>",
+    "gemma": "<think>a</think>b<end_of_turn>c<end_of_turn>",
+    "llama3": "<think>a</think>b<|eot_id|>c<|eot_id|>",
+    "phi3": "<think>a</think>b<|end|>c<|end|>",
+    "qwen2_5": "<think>a</think>b<|im_end|>c<|im_end|>",
+    "qwen3": "b<|im_end|><think>\n\n</think>\n\nc<|im_end|>",
+    "qwen3_5_think": "b<|im_end|>\n\n</think>\n\nc<|im_end|>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_templates(documents, tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    trl = importlib.util.find_spec("trl")  # its files, not its imports
+    if trl is None or trl.origin is None:
+        pytest.skip("needs trl")
+    folder = Path(trl.origin).parent / "chat_templates"
+    plain, marked = (
+        ChatTemplate.load(folder / f"{name}{kind}.jinja") for kind in ("", "_training")
+    )
+    names = re.findall(r"<\|\w+\|>|<(?:start|end)_of_turn>|<｜[^｜]+｜>", plain.source)
+    names += ["<tool_call>", "</tool_call>"]
+    names = dict.fromkeys([*names, *marked.controls, *plain.controls, *chat.THINK])
+    form = train_bpe([documents[0].text], 400, list(names))
+    form.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [user(), model("<think>a</think>b"), user("more"), model("c")]
+    example = chat.encode(messages, form, plain)
+    expected = theirs.apply_chat_template(messages, chat_template=plain.source)
+    assert example.ids.tolist() == expected["input_ids"]
+    assert learnt(example, form) == PUBLISHED[name]
+    example = chat.encode(messages, form, marked)
+    expected = theirs.apply_chat_template(
+        messages,
+        chat_template=marked.source,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    assert example.ids.tolist() == expected["input_ids"]
+    assert example.learn.astype(int).tolist() == expected["assistant_masks"]
+    if name.startswith("qwen"):  # the end of a turn of calls is the turn's, not the call's
+        calls = [user(), model("", tool_calls=[{"function": {"name": "f", "arguments": {}}}])]
+        calls += [{"role": "tool", "content": "4"}, model("c")]
+        said = learnt(chat.encode(calls, form, plain), form)
+        assert said.count("</tool_call><|im_end|>") == 1
+
+
+def test_special_tokens_that_swallow_white_space(documents):
+    form = train_bpe([documents[0].text], 340, chat.SPECIAL_TOKENS)
+    form._backend.add_special_tokens([AddedToken("<|im_end|>", special=True, rstrip=True)])
+    form = Tokenizer(form._backend)
+    messages = [user(" a "), model("b")]
+    example = chat.encode(messages, form, CHATML)
+    form._backend.encode_special_tokens = False
+    text = chat.render(messages, form, CHATML)
+    assert example.ids.tolist() == form._backend.encode(text, add_special_tokens=False).ids
+    assert (
+        learnt(example, form)
+        == "b<|im_end|>"
+        == learnt(chat.encode(messages, form, UNMARKED), form)
+    )
 
 
 @given(conversations)
@@ -397,33 +465,7 @@ def test_a_tokenizer_without_the_special_tokens_is_told_all_of_them(documents):
         chat.encode([user(), model("<think>a</think>b")], plain, simple)
 
 
-# --- Which template --------------------------------------------------------------------------
-
-
-def test_a_named_template_comes_before_the_tokenizers_and_ours_is_last(tmp_path):
-    assert ChatTemplate.find(None, tmp_path).source == CHATML.source
-    settings = tmp_path / "tokenizer_config.json"
-    settings.write_text('{"eos_token": "x"}')
-    assert ChatTemplate.find(None, tmp_path).source == CHATML.source
-    named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
-    settings.write_text(json.dumps({"chat_template": named}))
-    assert ChatTemplate.find(None, tmp_path / "tokenizer.json").source == "d"
-    (tmp_path / "chat_template.jinja").write_text("own")
-    assert ChatTemplate.find(None, tmp_path).source == "own"
-    (tmp_path / "mine.jinja").write_text("mine")
-    assert ChatTemplate.find(tmp_path / "mine.jinja", tmp_path).source == "mine"
-
-
-def test_templates_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.jinja: cannot be read"):
-        ChatTemplate.find(tmp_path / "nowhere.jinja")
-    (tmp_path / "a.jinja").write_text("a\n{% if %}")
-    with pytest.raises(UserError, match=r"a\.jinja, line 2: not a Jinja template"):
-        ChatTemplate.find(tmp_path / "a.jinja")
-    for text in ('{"chat_template": 3}', '{"chat_template": [{"name": "rag"}]}', "[", "[]"):
-        (tmp_path / "tokenizer_config.json").write_text(text)
-        with pytest.raises(UserError, match="its chat_template cannot be read"):
-            ChatTemplate.find(None, tmp_path)
+# --- Others ----------------------------------------------------------------------------------
 
 
 def test_a_template_goes_to_worker_processes(tokenizer):

@@ -22,6 +22,7 @@ from zaya_jax.errors import UserError
 
 __all__ = [
     "SPECIAL_TOKENS",
+    "THINK",
     "ChatTemplate",
     "Example",
     "Think",
@@ -55,8 +56,8 @@ def encode(
     control token. Learnt is what a model has to produce after the generation prompt:
 
     - A template with `{% generation %}` blocks says it itself.
-    - Any other: from the end of the header that its generation prompt writes, to the first special
-      token after the turn's last text, included. Whether the template drops thinking from earlier
+    - Any other: from the end of the header that its generation prompt writes, to the special tokens
+      that end a turn, included. Whether the template drops thinking from earlier
       turns does not matter. A template whose generation prompt opens the think block gives that
       tag; it is not learnt.
 
@@ -81,7 +82,7 @@ def encode(
     if template.marks_generation:
         turns = _turns_of_blocks(text, speakers, template)
     else:
-        turns = _turns_of_headers(text, tokens, speakers, template, tokenizer, variables)
+        turns = _turns_of_headers(text, speakers, template, tokenizer, variables)
 
     learn = np.zeros(tokens.ids.size, bool)
     for spans in turns:
@@ -197,7 +198,7 @@ def _tokenise(
     place = 0
     for start, stop in _control_places(rendered, pattern):
         add_text(place, start)
-        ids.append(controls[rendered.text[start:stop]])
+        ids.append(controls[rendered.text[start:stop].strip()])
         offsets.append((start, stop))
         control.append(True)
         place = stop
@@ -216,8 +217,11 @@ def _controls(tokenizer: Tokenizer) -> tuple[dict[str, int], re.Pattern]:
     """
     ours = {name: tokenizer.id_of(name) for name in SPECIAL_TOKENS}
     controls = tokenizer.special_ids | {name: i for name, i in ours.items() if i is not None}
-    names = sorted(controls, key=len, reverse=True)
-    return controls, re.compile("|".join(map(re.escape, names)) or "(?!)")
+    patterns = []
+    for name in sorted(controls, key=len, reverse=True):
+        before, after = tokenizer.swallows_space.get(name, (False, False))
+        patterns.append(r"\s*" * before + re.escape(name) + r"\s*" * after)
+    return controls, re.compile("|".join(patterns) or "(?!)")
 
 
 def _control_places(rendered: Rendered, pattern: re.Pattern) -> Iterable[tuple[int, int]]:
@@ -277,17 +281,14 @@ def _turns_of_blocks(text: Rendered, speakers: list[int], template: ChatTemplate
 
 def _turns_of_headers(
     text: Rendered,
-    tokens: _Tokens,
     speakers: list[int],
     template: ChatTemplate,
     tokenizer: Tokenizer,
     variables: dict[str, Any],
 ) -> Turns:
-    """Turns by the header before their text and the special token after it."""
-    openings = _openings(template, variables)
-    inner = {tokenizer.id_of(name) for name in (*THINK, *TOOL_TAGS)}
-    ends = tokens.stops[tokens.control & ~np.isin(tokens.ids, [i for i in inner if i is not None])]
-
+    """Turns by the header before their text and the special tokens after it."""
+    known = tuple(variables.items())
+    openings, closing = _openings(template, known), _closing(template, tokenizer, known)
     turns: Turns = []
     for message in speakers:
         own = [span for span in text.data if span.message == message]
@@ -300,31 +301,50 @@ def _turns_of_headers(
             for opening in openings
             if own and (at := text.text.rfind(opening, before, own[0].start)) >= 0
         ]
-        closings = ends[(ends > own[-1].stop) & (ends <= after)] if own else ends[:0]
-        if not starts or not closings.size:
+        stop = text.text.find(closing, own[-1].stop, after) if own and closing else -1
+        if not starts or stop < 0:
             raise ValueError(
                 f"{template.name} does not show what is learnt of messages[{message}]: no "
                 f"{'text of it' if not own else 'header before it' if not starts else 'end of it'}"
                 f" was found; put {{% generation %}} blocks into the template"
             )
-        turns.append([(starts[0], int(closings[0]))])
+        turns.append([(starts[0], stop + len(closing))])
     return turns
 
 
-def _openings(template: ChatTemplate, variables: dict[str, Any]) -> list[str]:
+@lru_cache(maxsize=16)
+def _openings(template: ChatTemplate, known: tuple[tuple[str, Any], ...]) -> list[str]:
     """What may stand before a turn's text, the most telling first.
 
     The header that the generation prompt adds; without one, as in templates that close the user's
     turn with a word to the model, all that follows the user's text. Each also without a think tag
     at its end, for turns that do not think.
     """
-    probe = [{"role": "user", "content": "x"}]
+    probe, variables = [{"role": "user", "content": "x"}], dict(known)
     without = template.conversation(probe, None, **variables)
     asked = template.trace(probe, None, **variables | {"add_generation_prompt": True})
     header = asked.text.removeprefix(without)
     rest = asked.text[asked.data[-1].stop :] if asked.data else ""
     openings = [header, header.split(THINK[0])[0], rest, rest.split(THINK[0])[0]]
     return [opening for opening in openings if opening]
+
+
+@lru_cache(maxsize=16)
+def _closing(
+    template: ChatTemplate, tokenizer: Tokenizer, known: tuple[tuple[str, Any], ...]
+) -> str:
+    """The special tokens that end a turn: those that follow a plain answer, side by side."""
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    answered = template.trace(probe, None, **dict(known))
+    end = answered.data[-1].stop if answered.data else 0
+    places = _control_places(answered, _controls(tokenizer)[1])
+    start = stop = None
+    for at, until in places:
+        if at >= end and start is None:
+            start, stop = at, until
+        elif at == stop:
+            stop = until
+    return answered.text[start:stop] if start is not None else ""
 
 
 def _thinks(tokens: _Tokens, turns: Turns, tokenizer: Tokenizer) -> tuple[Think, ...]:

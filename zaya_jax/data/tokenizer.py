@@ -150,6 +150,12 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder().items()
         return {token.content: i for i, token in added if token.special}
 
+    @cached_property
+    def swallows_space(self) -> dict[str, tuple[bool, bool]]:
+        """By name, added tokens that take in white space: whether (before, after) them."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return {t.content: (t.lstrip, t.rstrip) for t in added if t.lstrip or t.rstrip}
+
     def id_of(self, token: str) -> int | None:
         """The id of a token by its name; None if it is not one token of the vocabulary."""
         return self._backend.token_to_id(token)
