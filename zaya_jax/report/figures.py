@@ -20,6 +20,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import TwoSlopeNorm  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 INK = "#010203"
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899")
@@ -180,7 +181,7 @@ def counts(name: str, steps: Sequence[int], values: Sequence[float], label: str)
         axes.step(steps, values, where="post")
         axes.set(xlabel="step", ylabel=label)
         axes.set_ylim(0, max(1.0, float(np.max(values, initial=0))) * 1.05)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
     return figure(name, draw)
 
