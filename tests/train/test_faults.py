@@ -177,7 +177,14 @@ def test_a_run_goes_back_and_past_the_batches_that_it_cannot_take(sick, quiet, p
     assert_same(state.params, final_state(tmp_path / "other", sick).params)
 
 
-@pytest.mark.parametrize("moment", ["step 6: not taken", "back to step 4", "step 5: held out"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("step 6: not taken", marks=pytest.mark.slow),
+        "back to step 4",
+        pytest.param("step 5: held out", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_dies_or_is_stopped_around_faults_ends_as_if_it_had_not(
     sick, quiet, poison, listener, whole_sick, tmp_path, moment
 ):
@@ -194,6 +201,7 @@ def test_a_run_that_dies_or_is_stopped_around_faults_ends_as_if_it_had_not(
     assert_same(final_state(tmp_path, sick), whole_sick)
 
 
+@pytest.mark.slow
 def test_a_signal_between_a_checkpoint_and_a_rollback_changes_nothing(
     sick, quiet, poison, listener, whole_sick, tmp_path
 ):
@@ -218,6 +226,7 @@ def test_a_run_that_cannot_go_on_says_what_may_help(sick, quiet, poison, tmp_pat
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_start(sick, quiet, poison, tmp_path):
     poison(infinite={0, 1})
     assert loop.train(sick, tmp_path, quiet).step == 10
