@@ -32,8 +32,9 @@ def get_config():
             ),
             # A router's first gradients are tiny. A larger eps keeps Adam from blowing them up,
             # which at this rate drives routers to give all weight to the skip class, and so to die.
+            # Muon takes care of the routers' matrices itself; AdamW has the rest of them.
             optim=config.Optim(
-                learning_rate=1.2e-2, warmup_steps=40, final_fraction=0.05, eps=1e-5
+                kind="muon", learning_rate=1.2e-2, warmup_steps=40, final_fraction=0.05, eps=1e-5
             ),
             # Faster than in a long run: there are only hundreds of steps to balance in.
             balance=config.Balance(rate=5e-3),

@@ -1,12 +1,15 @@
-"""Trains a tiny ZAYA on Python's own library, samples Python from it, and exports it.
+"""Trains a tiny ZAYA on Python's own library, takes it to longer texts and to chats, exports it.
 
-Takes minutes on two CPU cores. A second call takes up the run that is there: what is trained is
-not trained again."""
+The three stages of the large model in small: pretraining, midtraining with a longer context,
+supervised fine-tuning. Takes minutes on two CPU cores. A second call takes up the runs that are
+there: what is trained is not trained again."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,19 @@ from typing import Any
 from zaya_jax import config, options
 from zaya_jax.errors import UserError
 
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FOLDER = Path("demo")
+STAGES = {
+    "midtrain": EXPERIMENTS / "stages" / "midtrain_tiny.py",
+    "sft": EXPERIMENTS / "stages" / "sft_tiny.py",
+}
+"""What follows the pretraining: the folder beside it, and the experiment."""
+QUESTION = """Write this Python method of the class `Stack`:
+
+def push(self, item)
+
+Add an item to the top of the stack."""
+ANSWER_TOKENS = 256
 # None ends in white space: the tokenizer puts it at the head of the word that follows.
 PROMPTS = ("import os", "from typing import", "class Node(", "def main(", "def __init__(self")
 SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 20, 128, 0.6
@@ -22,8 +37,7 @@ SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 20, 128, 0.6
 
 def define_flags() -> None:
     """See `zaya_jax.options`."""
-    experiment = Path(__file__).parents[1] / "experiments" / "zaya1_tiny.py"
-    options.config(os.path.relpath(experiment))
+    options.config(os.path.relpath(EXPERIMENTS / "zaya1_tiny.py"))
     options.workdir(str(FOLDER / "run"))
     options.out("Hugging Face folder to write; hf beside the run directory by default")
     options.seed()
@@ -41,15 +55,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out={given}: not an empty folder, and nothing in it is overwritten")
     from zaya_jax.train import loop  # not above: `--help` needs no jax
 
-    result = loop.train(experiment, folder)
-    if result.interrupted is not None:
-        return 128 + int(result.interrupted)
+    trained = [loop.train(experiment, folder)]
+    if trained[0].interrupted is not None:
+        return 128 + int(trained[0].interrupted)
     print("\nmeasuring what else predicts these files, and sampling ...", flush=True)
     scores = compare(experiment, folder)
     title = "Bits per byte on held-out files"
-    print(f"\n{title}:")
-    for name, value in scores.items():
-        print(f"  {name:<24} {value:6.3f}")
+    show(title, scores)
 
     samples = sample(folder, options.FLAGS.seed)
     valid = [text for text in samples if is_python(text)]
@@ -57,12 +69,34 @@ def main(argv: Sequence[str]) -> int:
     shown = max(valid, key=len) if valid else samples[0]
     print("\n".join(f"    {line}" for line in shown.splitlines()[:30]))
 
-    export(folder, out, overwrite=given is None)  # its own earlier export, nobody else's
+    stages: dict[str, float] = {}
+    last = folder
+    for name, file in STAGES.items():
+        print(f"\n--- {name} ---", flush=True)
+        stage, start = stage_of(file, last, experiment), last
+        last = folder.parent / name
+        trained.append(loop.train(stage, last))
+        if trained[-1].interrupted is not None:
+            return 128 + int(trained[-1].interrupted)
+        stages |= before_and_after(f"{name} from {start.name}", last)
+    stages_title = "Bits per byte held out, before and after each stage"
+    show(stages_title, stages)
+    reply = answer(last, QUESTION)
+    print("\nA question to the model of the last stage:\n")
+    for text in (QUESTION, reply):
+        print("\n".join(f"    {line}" for line in text.splitlines()[:30]), end="\n\n")
+
+    export(last, out, overwrite=given is None)  # its own earlier export, nobody else's
     report = write_report(
         folder,
-        {title: scores, "Samples": {"samples": len(samples), "valid Python": len(valid)}},
+        {
+            title: scores,
+            "Samples": {"samples": len(samples), "valid Python": len(valid)},
+            stages_title: stages,
+        },
     )
-    print(f"\nrun:           {folder}\nHugging Face:  {out}\nreport:        {report}\n\nNext:")
+    print(f"runs:          {folder}, {', '.join(str(folder.parent / name) for name in STAGES)}")
+    print(f"Hugging Face:  {out}\nreport:        {report}\n\nNext:")
     print(f"  python launch.py generate --model={folder} --prompt='class ' --temperature=0.7")
     print(f"  python launch.py verify --model={out}")
     print("  python launch.py train --config=experiments/zaya1_tiny.py --workdir=runs/mine \\")
@@ -72,14 +106,46 @@ def main(argv: Sequence[str]) -> int:
             "workdir": str(folder),
             "export": str(out),
             "report": str(report),
-            "training_seconds": result.seconds,
-            "steps": result.step,
+            "training_seconds": trained[0].seconds,
+            "stage_seconds": {
+                name: result.seconds for name, result in zip(STAGES, trained[1:], strict=True)
+            },
+            "steps": trained[0].step,
             "bits_per_byte": scores,
+            "stages": stages,
             "samples": len(samples),
             "valid_python": len(valid),
+            "answer": reply,
         }
     )
     return 0
+
+
+def show(title: str, values: dict[str, float]) -> None:
+    """Prints a table of numbers."""
+    width = max(map(len, values), default=0)
+    print(f"\n{title}:")
+    for name, value in values.items():
+        print(f"  {name:<{width}} {value:6.3f}")
+
+
+def stage_of(file: Path, start: Path, first: config.Experiment) -> config.Experiment:
+    """The experiment in a file, begun where the run in `start` ended; the cache is the first's."""
+    from zaya_jax import load
+
+    settings = runpy.run_path(str(file))["get_config"]()
+    settings.train.init_from = str(start)
+    stage = load.experiment(settings)
+    data = dataclasses.replace(stage.data, cache_dir=first.data.cache_dir)
+    return dataclasses.replace(stage, data=data)
+
+
+def before_and_after(name: str, folder: Path) -> dict[str, float]:
+    """The first and the last evaluation of a run."""
+    from zaya_jax.train import metrics
+
+    scores = [record["heldout_bits_per_byte"] for record in metrics.evaluations(folder)]
+    return {f"{name}: before": scores[0], f"{name}: after": scores[-1]}
 
 
 def compare(experiment: config.Experiment, folder: Path) -> dict[str, float]:
@@ -114,6 +180,23 @@ def sample(folder: Path, seed: int) -> list[str]:
         text if done.finish == "eos" else whole_statements(text)
         for text, done in zip(texts, completions, strict=True)
     ]
+
+
+def answer(folder: Path, question: str) -> str:
+    """What the model of a run answers a user, its thinking included; greedy."""
+    from zaya_jax.data import chat
+    from zaya_jax.infer import Generator, Request
+    from zaya_jax.load import TOKENIZER, load
+
+    loaded = load(folder)
+    tokenizer = loaded.require_tokenizer()
+    template = chat.ChatTemplate.find(None, folder / TOKENIZER)
+    ids = chat.prompt([{"role": "user", "content": question}], tokenizer, template)
+    capacity = min(len(ids) + ANSWER_TOKENS, loaded.model.context_length)
+    request = Request(ids, max_tokens=ANSWER_TOKENS)
+    (completion,) = Generator(loaded, batch=1, capacity=capacity).generate([request])
+    written = [token for token in completion.tokens if token not in loaded.stop_ids]
+    return tokenizer.decode(written, keep_special=True)
 
 
 def whole_statements(text: str) -> str:

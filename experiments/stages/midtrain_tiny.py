@@ -19,7 +19,9 @@ def get_config():
                 eval_every=100,
                 checkpoint_every=100,
             ),
-            optim=config.Optim(learning_rate=3e-3, warmup_steps=10, final_fraction=0.1, eps=1e-5),
+            optim=config.Optim(
+                kind="muon", learning_rate=3e-3, warmup_steps=10, final_fraction=0.1, eps=1e-5
+            ),
             balance=config.Balance(rate=1e-3),
         )
     )
