@@ -67,11 +67,7 @@ def main(argv: Sequence[str]) -> int:
         record["row"] = {"number": FLAGS.row, "text": text}
     options.write_json(record)
     if out is not None:
-        print(f"done: {out}", file=sys.stderr)
-        print(
-            f"  python launch.py train --config={experiment.name} --config.data.source={out} ...",
-            file=sys.stderr,
-        )
+        print(f"done: {out}; train on it with --config.data.source={out}", file=sys.stderr)
     return 0
 
 
