@@ -20,12 +20,17 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels import dispatch
-from pallas_kernels.cca_mix import reference, xla
+from pallas_kernels.cca_mix import reference, triton, xla
 from pallas_kernels.cca_mix.types import State, Weights
 
-__all__ = ["IMPLEMENTATIONS", "State", "Weights", "cca_mix"]
+__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "State", "Weights", "cca_mix"]
 
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": xla.cca_mix, "reference": reference.cca_mix}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "triton": triton.cca_mix,
+    "xla": xla.cca_mix,
+    "reference": reference.cca_mix,
+}
+SUPPORTS = {"triton": triton.supports}
 
 
 def cca_mix(
@@ -58,7 +63,19 @@ def cca_mix(
     Returns:
       q [B, S, H, C], k [B, S, K, C], v [B, S, K, C] in the activation dtype.
     """
-    run = dispatch.select("cca_mix", IMPLEMENTATIONS, implementation)
-    return run(
-        q, k, v_current, v_delayed, weights, cos, sin, positions, state, norm_dtype=norm_dtype
+    return dispatch.call(
+        "cca_mix",
+        IMPLEMENTATIONS,
+        SUPPORTS,
+        implementation,
+        q,
+        k,
+        v_current,
+        v_delayed,
+        weights,
+        cos,
+        sin,
+        positions,
+        state,
+        norm_dtype=norm_dtype,
     )

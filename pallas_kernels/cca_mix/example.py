@@ -8,6 +8,7 @@ import numpy as np
 
 from pallas_kernels.cca_mix.types import State, Weights
 from pallas_kernels.draws import Draws
+from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
 
 def draw(
@@ -53,3 +54,36 @@ def draw(
         state,
     )
     return args, {"norm_dtype": jnp.promote_types(dtype, jnp.float32)}
+
+
+def shapes_8b(form: Form) -> dict[str, Call]:
+    """The mix of a layer, in bfloat16; decoding continues from a state."""
+    B, S, size = form.rows, form.queries, ZAYA1_8B
+    H, K, C, (K0, K1) = size.heads, size.kv_heads, size.channels, size.conv_kernels
+    N, half = (H + K) * C, size.rotary // 2
+
+    def shaped(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    weights = Weights(
+        depthwise=shaped(K0, N),
+        depthwise_bias=shaped(N),
+        grouped=shaped(K1, H + K, C, C),
+        grouped_bias=shaped(N),
+        temperature=shaped(K),
+    )
+    state = None
+    if form.decodes:
+        state = State(shaped(B, K0 + K1 - 2, N), shaped(B, K * C // 2))
+    args = (
+        shaped(B, S, H * C),
+        shaped(B, S, K * C),
+        shaped(B, S, K * C // 2),
+        shaped(B, S, K * C // 2),
+        weights,
+        shaped(B, S, half, dtype=jnp.float32),
+        shaped(B, S, half, dtype=jnp.float32),
+        shaped(B, S, dtype=jnp.int32),
+        state,
+    )
+    return {"": Call(args, {"norm_dtype": jnp.float32})}

@@ -1,0 +1,144 @@
+"""The whole mix in one launch for AMD and NVIDIA GPUs, and its backward pass in three.
+
+A program takes a tile of tokens and one kv head with its group of query heads. Every latent of the
+tile is read from memory once, and so is its mean over the group, which never leaves the registers;
+the convolutions' weights (640 KiB in ZAYA1-8B) stay in the second-level cache. `backward.py` tells
+the equations of the gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import tuned
+from pallas_kernels.cca_mix import backward, xla
+from pallas_kernels.cca_mix.tiles import (
+    MIN_TOKENS,
+    Static,
+    Tile,
+    convolve,
+    rotated,
+    row_sums,
+)
+from pallas_kernels.cca_mix.types import State, Weights
+
+DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+
+
+def supports(
+    q, k, v_current, v_delayed, weights, cos, sin, positions, state=None, *, norm_dtype
+) -> str | None:
+    """What a call has that the kernel lacks; None if nothing."""
+    arrays = (q, k, v_current, v_delayed, *weights, cos, sin, *(state or ()))
+    for dtype in (*(x.dtype for x in arrays), norm_dtype):
+        if jnp.dtype(dtype) not in DTYPES:
+            return f"dtypes float32 and bfloat16, not {jnp.dtype(dtype)}"
+    C, turned = weights.grouped.shape[-1], 2 * cos.shape[-1]
+    if C < MIN_TOKENS or C & (C - 1):
+        return f"heads of 16, 32, 64, 128, ... channels, not {C}"
+    if turned and (turned > C or turned < 2 * MIN_TOKENS or turned & (turned - 1)):
+        return f"0, 32, 64, ... rotated channels up to {C}, not {turned}"
+    return None
+
+
+def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None, *, norm_dtype):
+    """See the package."""
+    static = Static.of(q, k, weights, cos, state, norm_dtype)
+    weights = Weights(*(w.astype(q.dtype) for w in weights[:4]), weights.temperature)
+    if state is not None:
+        state = State(*(x.astype(q.dtype) for x in state))
+    arrays = (q, k, v_current, v_delayed)
+    return _mix(static, arrays, weights, cos, sin, positions.astype(jnp.int32), state)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(static: Static, arrays, weights: Weights, cos, sin, positions, state: State | None):
+    settings = tuned.settings("cca_mix", "forward")
+    tokens, C, H = static.tokens(settings), static.C, static.H
+
+    def cca_mix_forward(q, k, current, delayed, *refs):
+        *weight_refs, cos_ref, sin_ref, positions_ref = refs[:8]
+        state_refs, (out_q, out_k, out_v) = refs[8:-3] or (None, None), refs[-3:]
+        temperature = weight_refs[4]
+        group = pl.program_id(1)
+        tile = Tile.of(static, pl.program_id(0) * tokens, tokens, positions_ref)
+        dtype = static.norm_dtype
+        cosine = tile.load(cos_ref, 0, static.half).astype(dtype)
+        sine = tile.load(sin_ref, 0, static.half).astype(dtype)
+
+        def convolved(ref, column, head):
+            parts = convolve(
+                static, tile, weight_refs, head, settings["chunk"], ref, column, state_refs[0]
+            )
+            return [x.astype(dtype) for x in parts]
+
+        def store_normed(ref, column, parts, scale):
+            square = row_sums([x * x for x in parts])
+            factor = scale * jax.lax.rsqrt(jnp.maximum(square, static.least_square))
+            parts = [x * factor.astype(dtype) for x in parts]
+            tile.store_parts(static, ref, column, rotated(parts, cosine, sine))
+
+        def query_head(g, totals):
+            head = group * static.G + g
+            mixed = convolved(q, head * C, head)
+            # Latents are read a second time, in parts: the first-level cache has them.
+            own = tile.load_parts(static, q, head * C, dtype)
+            keys = tile.load_parts(static, k, group * C, dtype)
+            means = [(a + b) * 0.5 for a, b in zip(own, keys, strict=True)]
+            parts = [a + b for a, b in zip(mixed, means, strict=True)]
+            store_normed(out_q, head * C, parts, C**0.5)
+            return tuple(a + b.astype(jnp.float32) for a, b in zip(totals, means, strict=True))
+
+        start = tuple(jnp.zeros((tokens, width), jnp.float32) for _, width in static.parts)
+        totals = jax.lax.fori_loop(0, static.G, query_head, start)
+        means = [(total / static.G).astype(dtype) for total in totals]
+        mixed = convolved(k, group * C, H + group)
+        parts = [a + b for a, b in zip(mixed, means, strict=True)]
+        store_normed(out_k, group * C, parts, C**0.5 * temperature[group].astype(jnp.float32))
+
+        half = C // 2
+        tile.store(out_v, group * half, tile.load(current, group * half, half))
+        values = tile.delayed_value(static, delayed, group * half, state_refs[1])
+        tile.store(out_v, (static.K + group) * half, values)
+
+    B, dtype = static.T // static.S, static.dtype
+    flat = [x.reshape(static.T, -1) for x in (*arrays, cos, sin)]
+    outs = static.call(
+        cca_mix_forward,
+        settings,
+        (pl.cdiv(static.T, tokens), static.K),
+        [jax.ShapeDtypeStruct((static.T, heads * C), dtype) for heads in (H, static.K, static.K)],
+    )(*flat[:4], *weights, *flat[4:], positions.reshape(-1), *(state or ()))
+    return tuple(x.reshape(B, static.S, -1, C) for x in outs)
+
+
+def _forward(static, *args):
+    return _mix(static, *args), args
+
+
+def _backward(static: Static, kept, cotangents):
+    arrays, weights, cos, sin, positions, state = kept
+    d_arrays, d_weights = backward.gradients(
+        static, arrays, weights, cos, sin, positions, state, cotangents
+    )
+    d_state = None
+    if state is not None:
+        # Only the first tokens look back beyond the row.
+        n = min(static.S, max(static.past, 1))
+        first = [x[:, :n] for x in (*arrays, cos, sin, positions, *cotangents)]
+
+        def start(state):
+            return xla.cca_mix(
+                *first[:4], weights, *first[4:7], state, norm_dtype=static.norm_dtype
+            )
+
+        (d_state,) = jax.vjp(start, state)[1](tuple(first[7:]))
+    # RoPE's tables are functions of positions: nothing learns through them.
+    return d_arrays, d_weights, jnp.zeros_like(cos), jnp.zeros_like(sin), None, d_state
+
+
+_mix.defvjp(_forward, _backward)
