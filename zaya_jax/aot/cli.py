@@ -17,7 +17,7 @@ from absl import flags
 
 from pallas_kernels.shapes import FORMS
 from zaya_jax import options
-from zaya_jax.aot import kernels, roofline
+from zaya_jax.aot import kernels, roofline, tune
 from zaya_jax.aot.compiler import Compiler
 from zaya_jax.aot.report import Kernel, Launch, Report
 from zaya_jax.aot.second_opinion import SecondOpinion
@@ -91,6 +91,7 @@ def define_flags() -> None:
     flags.DEFINE_list("op", None, "ops to compile; by default all that have a kernel")
     flags.DEFINE_list("form", list(FORMS), f"shapes to compile at: {', '.join(FORMS)}")
     flags.DEFINE_boolean("second", True, "also ask the triton wheel's compiler")
+    flags.DEFINE_boolean("tune", False, "first search better settings, and write tuned.json")
     options.json()
 
 
@@ -106,6 +107,11 @@ def main(argv: list[str]) -> int:
         return 0
     calls = [name for op in ops for name in kernels.names(op, forms)]
     compilers = [Compiler(target) for target in targets]  # raises before anything is compiled
+    if FLAGS.tune:
+        for compiler in compilers:
+            for op in ops:
+                findings = tune.tune(compiler, op, forms, lambda line: print(line, flush=True))
+                tune.write(op, compiler.target.platform, findings)
     with ThreadPoolExecutor(len(targets)) as pool:
         jobs = [pool.submit(_rows, compiler, calls, FLAGS.second) for compiler in compilers]
         found = [job.result() for job in jobs]

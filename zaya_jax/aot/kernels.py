@@ -6,18 +6,22 @@ The backward pass is a program of its own: residuals and cotangents in, gradient
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import dispatch
-from pallas_kernels.shapes import FORMS, Call
+from pallas_kernels import dispatch, tuned
+from pallas_kernels.shapes import FORMS
 from zaya_jax.aot.launches import follow
 from zaya_jax.aot.program import Job, Program, is_array
+
+# By kernel, as in a platform's part of `tuned.json`.
+Settings = Mapping[str, Mapping[str, int]]
 
 FORWARD, BACKWARD = "forward", "backward"
 
@@ -34,8 +38,10 @@ class Name(NamedTuple):
         call = f" {self.call}" if self.call else ""
         return f"{self.op}{call} {self.direction} {self.form}"
 
-    def job(self) -> Job:
-        return Job(f"{__name__}:build", self._asdict(), want_kernels=True)
+    def job(self, settings: Settings | None = None) -> Job:
+        """To compile it, with `settings` of its op's kernels instead of those in `tuned.json`."""
+        arguments = {**self._asdict(), "settings": settings or {}}
+        return Job(f"{__name__}:build", arguments, want_kernels=True)
 
 
 def ops_with_kernels() -> list[str]:
@@ -52,23 +58,26 @@ def names(op: str, forms: list[str]) -> Iterator[Name]:
                 yield Name(op, form, call_name, BACKWARD)
 
 
-def build(op: str, form: str, call: str, direction: str) -> Program:
+def build(op: str, form: str, call: str, direction: str, settings: Settings) -> Program:
     """The program of one call: forward, or backward from residuals and cotangents."""
     chosen = _example(op).shapes_8b(FORMS[form])[call]
     function = chosen.function or dispatch.load(op).IMPLEMENTATIONS["triton"]
-    forward = _forward(function, chosen)
+    # jax does not see settings: what it has traced with others must not come back.
+    jax.clear_caches()
+
+    def run(args, kwargs):
+        with contextlib.ExitStack() as stack:
+            for kernel, own in settings.items():
+                stack.enter_context(tuned.trying(op, kernel, own))
+            return function(*args, **kwargs)
+
+    # Arrays in keywords become arguments too.
+    forward = Program(run, (tuple(chosen.args), dict(chosen.kwargs)))
     return forward if direction == FORWARD else backward_of(forward)
 
 
 def _example(op: str) -> Any:
     return importlib.import_module(f"pallas_kernels.{op}.example")
-
-
-def _forward(function: Any, call: Call) -> Program:
-    """A call as a program of its positional arguments; arrays in keywords become arguments too."""
-    return Program(
-        lambda args, kwargs: function(*args, **kwargs), (tuple(call.args), dict(call.kwargs))
-    )
 
 
 def backward_of(forward: Program) -> Program:

@@ -9,7 +9,7 @@ import shutil
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,14 +37,56 @@ class Step:
     shared: int
 
 
-def amd_kernels(folder: Path, steps: Mapping[str, list[Step]]) -> Iterator[Kernel]:
-    """The kernels of every `NAME.hsaco` in `folder`, beside which lies `NAME_opt.ll`, its LLVM IR.
+AMD_ENTRY = r"^define amdgpu_kernel void @([\w.$]+)\("
 
-    Matrix instructions are counted as intrinsics of the optimised IR: each becomes one instruction.
+
+class AmdObjects:
+    """The code objects that XLA leaves in a folder, found again where XLA does not remake them.
+
+    XLA keeps the code of what it compiled before, by the LLVM IR it came from, and then leaves no
+    new object. Its dump tells the two cases apart: `*ir-with-opt.ll` holds the optimised IR, which
+    also lies beside the new object (`NAME.hsaco`, `NAME_opt.ll`), or else the IR as it came in.
     """
-    for path in sorted(folder.glob("*.hsaco")):
-        source = path.with_name(path.stem + "_opt.ll")
-        bodies = _bodies(source.read_text(), r"^define amdgpu_kernel void @([\w.$]+)\(")
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._by_source: dict[str, Path] = {}
+        self._seen: set[Path] = set()
+
+    def of(self, dump: Path) -> list[tuple[Path, str]]:
+        """The code objects of the program dumped in `dump`, each with its optimised IR."""
+        left = set(self._folder.glob("*_opt.ll")) - self._seen
+        self._seen |= left
+        new = {path.read_text(): path for path in sorted(left)}
+        sources = {
+            tuple(_bodies(text, AMD_ENTRY)): text
+            for text in (path.read_text() for path in dump.glob("*ir-no-opt.ll"))
+        }
+        found = []
+        for path in sorted(dump.glob("*ir-with-opt.ll")):
+            text = path.read_text()
+            names = tuple(_bodies(text, AMD_ENTRY))
+            if not names:
+                continue  # constants
+            source = sources[names]
+            if text in new:
+                self._by_source[source] = new[text]
+            optimised = self._by_source.get(source)
+            if optimised is not None:
+                stem = optimised.name.removesuffix("_opt.ll")
+                found.append((optimised.with_name(f"{stem}.hsaco"), optimised.read_text()))
+        return found
+
+
+def amd_kernels(
+    objects: Iterable[tuple[Path, str]], steps: Mapping[str, list[Step]]
+) -> Iterator[Kernel]:
+    """The kernels of code objects, each given with its optimised LLVM IR.
+
+    Matrix instructions are counted as intrinsics of the IR: each becomes one instruction.
+    """
+    for path, source in objects:
+        bodies = _bodies(source, AMD_ENTRY)
         for notes in code_object_notes(path.read_bytes()):
             for facts in notes.get("amdhsa.kernels", ()):
                 name = facts[".name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from zaya_jax.aot.report import Kernel, Launch
@@ -59,3 +60,35 @@ def least_seconds(
     """
     by_matrix = sum(flops / target.peak_of(dtype) for dtype, flops in matrix.items())
     return max(by_matrix, vector / target.peak["vector"], moved / target.bandwidth)
+
+
+def predicted_seconds(kernel: Kernel, launch: Launch, target: Target) -> float:
+    """A guess at a launch's time, to rank settings of one kernel by; not to be reported as a time.
+
+    The longest of matrix work, vector work, memory's traffic and the shared cache's, each slowed
+    down by what keeps it from its peak, plus a tenth of the others, for overlap is never perfect:
+
+    * cores without a workgroup compute nothing, and the last round of workgroups leaves some idle;
+    * memory and cache need bandwidth x latency bytes under way (Little's law), of which a resident
+      thread is taken to keep 64.
+
+    Raises:
+      ValueError: the launch was not counted, or the kernel does not fit onto a core.
+    """
+    resident = groups_per_core(kernel, target)
+    if launch.counts is None or not resident:
+        raise ValueError(f"{launch.name}: {launch.note or 'does not fit onto a core'}")
+    groups = math.prod(launch.grid)
+    rounds = groups / (target.cores * resident)
+    idle = math.ceil(rounds) / rounds if rounds > 1 else max(target.cores / groups, 1.0)
+    threads = min(groups, target.cores * resident) * kernel.threads
+    share = min(1.0, threads * 64 / (target.bandwidth * target.latency))
+    matrix = sum(flops / target.peak_of(d) for d, flops in launch.counts.matrix.items())
+    parts = (
+        matrix * idle,
+        # A peak counts a fused multiply and add as two; what was counted is mostly not fused.
+        2 * launch.counts.vector / target.peak["vector"] * idle,
+        launch.traffic(target.cache) / (target.bandwidth * share),
+        (sum(launch.counts.reads) + launch.counts.stores) / (target.cache_bandwidth * share),
+    )
+    return 0.9 * max(parts) + 0.1 * sum(parts)

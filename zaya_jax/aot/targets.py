@@ -4,7 +4,9 @@ Limits decide whether a kernel can run; peaks give the roofline. XLA takes the s
 description of the device (`Target.description`).
 
 Sources: AMD Instinct MI300X data sheet and CDNA3 ISA guide; NVIDIA H100 SXM5 data sheet and Hopper
-tuning guide; XLA's own `target_config/specs` for the fields that only it reads.
+tuning guide; XLA's own `target_config/specs` for the fields that only it reads. Latencies, and the
+H100's cache bandwidth, are rounded from published microbenchmarks: only the tuner's model of time
+reads them.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class Target:
       matrix_dtypes: operands that its matrix instructions take, at full precision.
       cache: bytes that all cores share between them and memory (Infinity Cache, L2).
       bandwidth: bytes/s of device memory.
+      cache_bandwidth: bytes/s of the cache that all cores share.
+      latency: seconds until a load from memory arrives.
       memory: bytes of device memory.
       clock_ghz, l2_bytes: for XLA.
     """
@@ -62,6 +66,8 @@ class Target:
     matrix_dtypes: tuple[str, ...]
     cache: int
     bandwidth: float
+    cache_bandwidth: float
+    latency: float
     memory: int
     clock_ghz: float
     l2_bytes: int
@@ -139,6 +145,8 @@ MI300X = Target(
     matrix_dtypes=("float8", "int8", "bfloat16", "float16", "float32", "float64"),
     cache=256 * 2**20,
     bandwidth=5.3e12,
+    cache_bandwidth=17.2e12,
+    latency=0.8e-6,
     memory=192 * GIB,
     clock_ghz=2.1,
     l2_bytes=4 * 2**20,
@@ -172,6 +180,8 @@ H100 = Target(
     matrix_dtypes=("float8", "int8", "bfloat16", "float16", "float64"),
     cache=50 * 2**20,
     bandwidth=3.35e12,
+    cache_bandwidth=5.5e12,
+    latency=0.65e-6,
     memory=84_942_979_072,
     clock_ghz=1.98,
     l2_bytes=50 * 2**20,

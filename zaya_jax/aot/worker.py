@@ -16,7 +16,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from zaya_jax.aot import wheels
+import numpy as np
+
+from zaya_jax.aot import machine_code, wheels
 from zaya_jax.aot.program import Job, Program, is_array, load
 from zaya_jax.aot.report import Launch, Memory, Report, to_json
 from zaya_jax.aot.targets import Target, target_of
@@ -37,9 +39,10 @@ def main(arguments: list[str]) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     prepare(target, folder)
+    session = Session(target, folder)
     for line in sys.stdin:
         os.truncate(log, 0)
-        report = compile_job(Job(**json.loads(line)), target, folder)
+        report = session.compile(Job(**json.loads(line)))
         answers.write(json.dumps(to_json(report)) + "\n")
         answers.flush()
     return 0
@@ -69,55 +72,97 @@ def prepare(target: Target, folder: Path) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
-def compile_job(job: Job, target: Target, folder: Path) -> Report:
-    """Compiles one job; what goes wrong becomes the report's `error`."""
-    import jax
+class Session:
+    """Compiles job after job for one target; compilers leave their files in `folder`."""
 
-    from pallas_kernels import dispatch
+    def __init__(self, target: Target, folder: Path):
+        self.target, self.folder = target, folder
+        self.dump = folder / "dump"
+        (folder / "objects").mkdir(exist_ok=True)
+        self.objects = machine_code.AmdObjects(folder / "objects")
 
-    try:
-        with dispatch.compiling_for(target.platform):
-            return _compiled(job, target, folder)
-    except Exception as error:  # the compiler's refusal is a finding, not a failure of ours
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        if not isinstance(error, jax.errors.JaxRuntimeError):
-            message += f" ({Path(place.filename).name}:{place.lineno})"
-        return Report(target.name, job.devices, error=message, versions=wheels.versions(target))
+    def compile(self, job: Job) -> Report:
+        """Compiles one job; what goes wrong becomes the report's `error`."""
+        import jax
 
+        from pallas_kernels import dispatch
 
-def _compiled(job: Job, target: Target, folder: Path) -> Report:
-    import jax
-    from jax.experimental import topologies
+        shutil.rmtree(self.dump, ignore_errors=True)
+        self.dump.mkdir()
+        try:
+            with dispatch.compiling_for(self.target.platform):
+                return self._compile(job)
+        except Exception as error:  # the compiler's refusal is a finding, not a failure of ours
+            self.objects.of(self.dump)  # what was compiled until then will not be left again
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            if not isinstance(error, jax.errors.JaxRuntimeError):
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                message += f" ({Path(place.filename).name}:{place.lineno})"
+            versions = wheels.versions(self.target)
+            return Report(self.target.name, job.devices, error=message, versions=versions)
 
-    began = time.monotonic()
-    for name in ("objects", "dump"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir()
-    topology = topologies.get_topology_desc(
-        platform=target.platform, target_config=target.description(), topology=job.topology
-    )
-    build = load(job.function)
-    if job.mesh is None:
-        program = build(**job.arguments)
-        default = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    else:
-        import numpy as np
+    def _compile(self, job: Job) -> Report:
+        import jax
+        from jax.experimental import topologies
 
-        devices = np.array(topology.devices).reshape(tuple(job.mesh.values()))
-        mesh = jax.sharding.Mesh(devices, tuple(job.mesh))
-        program = build(mesh=mesh, **job.arguments)
-        default = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    call, arrays = arrays_only(program)
-    shapes = jax.tree.map(lambda array: _shape(array, default), arrays)
-    lowered = jax.jit(call, donate_argnums=program.donate).lower(*shapes)
-    compiled = lowered.compile(
-        compiler_options={
-            "xla_dump_to": str(folder / "dump"),
-            "xla_dump_hlo_as_text": True,
-        }
-    )
-    return _report(job, target, folder, (call, arrays), compiled, time.monotonic() - began)
+        began = time.monotonic()
+        topology = topologies.get_topology_desc(
+            platform=self.target.platform,
+            target_config=self.target.description(),
+            topology=job.topology,
+        )
+        build = load(job.function)
+        default: Any
+        if job.mesh is None:
+            program = build(**job.arguments)
+            default = jax.sharding.SingleDeviceSharding(topology.devices[0])
+        else:
+            devices = np.array(topology.devices).reshape(tuple(job.mesh.values()))
+            mesh = jax.sharding.Mesh(devices, tuple(job.mesh))
+            program = build(mesh=mesh, **job.arguments)
+            default = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        call, arrays = arrays_only(program)
+        shapes = jax.tree.map(lambda array: _shape(array, default), arrays)
+        lowered = jax.jit(call, donate_argnums=program.donate).lower(*shapes)
+        options = {"xla_dump_to": str(self.dump), "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        seconds = time.monotonic() - began
+        launches = _launches(call, arrays, self.target.platform) if job.want_kernels else ()
+        return self._report(job, compiled, launches, seconds)
+
+    def _report(
+        self, job: Job, compiled: Any, launches: tuple[Launch, ...], seconds: float
+    ) -> Report:
+        planned = compiled.memory_analysis()
+        hlo = compiled.as_text()
+        lists = (path.read_text() for path in self.dump.glob("*thunk_sequence.txt"))
+        launched, steps = machine_code.steps_of("\n".join(lists))
+        said = (self.folder / "log.txt").read_text(errors="replace").splitlines()
+        warnings = [line.strip() for line in said if any(word in line for word in WARNINGS)]
+        if self.target.platform == "rocm":
+            kernels = list(machine_code.amd_kernels(self.objects.of(self.dump), launched))
+        else:
+            architecture = self.target.architecture
+            kernels, told = machine_code.nvidia_kernels(self.dump, launched, architecture)
+            warnings += told
+        return Report(
+            target=self.target.name,
+            devices=job.devices,
+            seconds=round(seconds, 3),
+            memory=Memory(
+                arguments=planned.argument_size_in_bytes,
+                outputs=planned.output_size_in_bytes,
+                temporaries=planned.temp_size_in_bytes,
+                aliased=planned.alias_size_in_bytes,
+            ),
+            kernels=tuple(kernels),
+            launches=launches,
+            steps=steps,
+            collectives=machine_code.collectives_of(hlo),
+            warnings=tuple(dict.fromkeys(warnings)),
+            hlo=hlo if job.want_hlo else "",
+            versions=wheels.versions(self.target),
+        )
 
 
 def arrays_only(program: Program) -> tuple[Any, tuple[list, ...]]:
@@ -149,51 +194,12 @@ def _shape(array: Any, default: Any) -> Any:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=own or default)
 
 
-def _report(
-    job: Job, target: Target, folder: Path, traced: Any, compiled: Any, seconds: float
-) -> Report:
-    from zaya_jax.aot import machine_code
-
-    planned = compiled.memory_analysis()
-    hlo = compiled.as_text()
-    lists = (path.read_text() for path in (folder / "dump").glob("*thunk_sequence.txt"))
-    launched, steps = machine_code.steps_of("\n".join(lists))
-    said = (folder / "log.txt").read_text(errors="replace").splitlines()
-    warnings = [line.strip() for line in said if any(word in line for word in WARNINGS)]
-    if target.platform == "rocm":
-        kernels = list(machine_code.amd_kernels(folder / "objects", launched))
-    else:
-        kernels, told = machine_code.nvidia_kernels(folder / "dump", launched, target.architecture)
-        warnings += told
-    launches = _launches(traced, target.platform) if job.want_kernels else ()
-    return Report(
-        target=target.name,
-        devices=job.devices,
-        seconds=round(seconds, 3),
-        memory=Memory(
-            arguments=planned.argument_size_in_bytes,
-            outputs=planned.output_size_in_bytes,
-            temporaries=planned.temp_size_in_bytes,
-            aliased=planned.alias_size_in_bytes,
-        ),
-        kernels=tuple(kernels),
-        launches=launches,
-        steps=steps,
-        collectives=machine_code.collectives_of(hlo),
-        warnings=tuple(dict.fromkeys(warnings)),
-        hlo=hlo if job.want_hlo else "",
-        versions=wheels.versions(target),
-    )
-
-
-def _launches(traced: tuple[Any, tuple[list, ...]], platform: str) -> tuple[Launch, ...]:
+def _launches(call: Any, arrays: tuple[list, ...], platform: str) -> tuple[Launch, ...]:
     """The Pallas kernels of a program, counted."""
     import jax
-    import numpy as np
 
     from zaya_jax.aot import launches
 
-    call, arrays = traced
     leaves = jax.tree.leaves(arrays)
     jaxpr = jax.make_jaxpr(call)(*(jax.tree.map(lambda a: _shape(a, None), arrays)))
     known = [
