@@ -37,7 +37,8 @@ _SCRATCH = ".scratch-"
 _NO_ROOM = re.compile(r"os_error_code='(27|28|122)'|Errno (27|28|122)\b|ENOSPC|EFBIG|EDQUOT")
 """File too large, no space left, quota exceeded: in the words of TensorStore and of Python."""
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file that it touches
+# Orbax tells every file that it touches, and logs with a traceback what it raises anyway.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
