@@ -29,7 +29,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
-ORACLES = ("torch", "transformers")
+ORACLES = ("torch", "transformers", "trl", "peft")
 skip_without = pytest.importorskip
 
 
