@@ -171,10 +171,6 @@ def test_what_is_trained():
         (ALL.targets, "full", 4, 60),
         (ALL.targets, "none", 45, 60),
     ],
-        (ALL.targets[:4], "full", 2, 2.5),
-        (ALL.targets, "full", 4, 60),
-        (ALL.targets, "none", 45, 60),
-    ],
 )
 def test_an_attached_adapter_costs_no_second_set_of_weights(names, remat, most, least, capsys):
     """Compiled, not run: the gradient of the 8B's adapters for 1024 tokens, in float32; gigabytes

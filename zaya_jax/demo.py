@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         stages |= before_and_after(f"{name} from {start.name}", last)
     stages_title = "Bits per byte held out, before and after each stage"
     show(stages_title, stages)
-    reply = answer(last, QUESTION)
+    reply = answer(last, QUESTION, options.FLAGS.seed)
     print("\nA question to the model of the last stage:\n")
     for text in (QUESTION, reply):
         print("\n".join(f"    {line}" for line in text.splitlines()[:30]), end="\n\n")
@@ -182,10 +182,10 @@ def sample(folder: Path, seed: int) -> list[str]:
     ]
 
 
-def answer(folder: Path, question: str) -> str:
-    """What the model of a run answers a user, its thinking included; greedy."""
+def answer(folder: Path, question: str, seed: int) -> str:
+    """What the model of a run answers a user, its thinking included."""
     from zaya_jax.data import chat
-    from zaya_jax.infer import Generator, Request
+    from zaya_jax.infer import Generator, Request, Sampling
     from zaya_jax.load import TOKENIZER, load
 
     loaded = load(folder)
@@ -193,7 +193,8 @@ def answer(folder: Path, question: str) -> str:
     template = chat.ChatTemplate.find(None, folder / TOKENIZER)
     ids = chat.prompt([{"role": "user", "content": question}], tokenizer, template)
     capacity = min(len(ids) + ANSWER_TOKENS, loaded.model.context_length)
-    request = Request(ids, max_tokens=ANSWER_TOKENS)
+    sampling = Sampling(TEMPERATURE, top_p=0.95, seed=seed)  # a small model's best guess loops
+    request = Request(ids, max_tokens=ANSWER_TOKENS, sampling=sampling)
     (completion,) = Generator(loaded, batch=1, capacity=capacity).generate([request])
     written = [token for token in completion.tokens if token not in loaded.stop_ids]
     return tokenizer.decode(written, keep_special=True)
