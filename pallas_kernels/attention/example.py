@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.draws import Draws
+from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
 
 def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, dict]:
@@ -21,3 +22,15 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
     segment_ids = 1 + np.sum(position[None, :, None] >= ends[:, None, :1], axis=-1)
     segment_ids = np.where(position < ends[:, 1:], segment_ids, 0)
     return (q, k, v, draws.array(segment_ids, jnp.int32)), {"window": 16}
+
+
+def shapes_8b(form: Form) -> dict[str, Call]:
+    """A layer's attention; packed rows where it trains, left padding where it does not."""
+    if form.decodes:
+        return {}
+    B, S, T, sizes = form.rows, form.queries, form.keys, ZAYA1_8B
+    q = jax.ShapeDtypeStruct((B, S, sizes.heads, sizes.channels), jnp.bfloat16)
+    k = v = jax.ShapeDtypeStruct((B, T, sizes.kv_heads, sizes.channels), jnp.bfloat16)
+    segment_ids = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    # The last shard of a row has the most to do.
+    return {"": Call((q, k, v, segment_ids), {"query_offset": T - S})}

@@ -26,9 +26,9 @@ from jax import lax
 MAX_BLOCK = 256  # keys a tile; measured best on CPU among 128, 256 and 512
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attention(q, k, v, segment_ids, window, scale):
-    return _forward(q, k, v, segment_ids, window, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(q, k, v, segment_ids, offset, window, scale):
+    return _forward(q, k, v, segment_ids, offset, window, scale)[0]
 
 
 def attention(
@@ -37,16 +37,20 @@ def attention(
     v: jax.Array,
     segment_ids: jax.Array | None = None,
     *,
+    query_offset: jax.Array | int = 0,
     window: int | None = None,
     scale: float | None = None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Tiled attention; see `pallas_kernels.attention.attention`."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _attention(q, k, v, segment_ids, window, scale)
+    offset = jnp.asarray(query_offset, jnp.int32)
+    out, lse = _attention(q, k, v, segment_ids, offset, window, scale)
+    return (out, lse) if return_lse else out
 
 
 class Tiling(NamedTuple):
-    """How a row of S positions is cut: `queries` blocks of block_q, `keys` blocks of block_k."""
+    """How a row is cut: S queries into `queries` blocks of block_q, T keys likewise."""
 
     block_q: int
     block_k: int
@@ -54,27 +58,28 @@ class Tiling(NamedTuple):
     keys: int
 
 
-def tiling(S: int) -> Tiling:
-    """Blocks of nearly equal size that cover S positions with little padding.
+def tiling(S: int, T: int) -> Tiling:
+    """Blocks of nearly equal size that cover S queries and T keys with little padding.
 
     Keys come in blocks of at most `MAX_BLOCK`, queries in half of that, so that the tiles on the
     diagonal, half of which is masked, are small.
     """
-    if S <= MAX_BLOCK // 2:
-        return Tiling(S, S, 1, 1)
-    keys = -(-S // MAX_BLOCK)
-    block_k = -(-S // (keys * 16)) * 16
-    return Tiling(block_k // 2, block_k, 2 * keys, keys)
+    if T <= MAX_BLOCK // 2:
+        return Tiling(S, T, 1, 1)
+    keys = -(-T // MAX_BLOCK)
+    block_k = -(-T // (keys * 16)) * 16
+    block_q = min(S, block_k // 2)
+    return Tiling(block_q, block_k, -(-S // block_q), keys)
 
 
-def _forward(q, k, v, segment_ids, window, scale):
-    B, S, H, C = q.shape
-    K = k.shape[2]
-    tiles = tiling(S)
+def _forward(q, k, v, segment_ids, offset, window, scale):
+    S, H = q.shape[1:3]
+    T, K = k.shape[1:3]
+    tiles = tiling(S, T)
     compute = jnp.promote_types(q.dtype, jnp.float32)
     key_blocks = _to_blocks(k, K, tiles.block_k)
     value_blocks = _to_blocks(v, K, tiles.block_k)
-    sight = _Sight(tiles, H // K, segment_ids, window)
+    sight = _Sight(tiles, H // K, S, segment_ids, offset, window)
 
     def attend(i, q_block):
         def visit(j, state):
@@ -100,20 +105,22 @@ def _forward(q, k, v, segment_ids, window, scale):
         return i + 1, attend(i, q_block)
 
     _, (out, lse) = lax.scan(step, 0, _to_blocks(q, K, tiles.block_q))
-    out = _from_blocks(out, S, H)
-    return out, (q, k, v, segment_ids, out, lse)
+    out, lse = _from_blocks(out, S, H), _from_blocks(lse, S, H)[..., 0]
+    return (out, lse), (q, k, v, segment_ids, offset, out, lse)
 
 
-def _backward(window, scale, residuals, d_out):
-    q, k, v, segment_ids, out, lse = residuals
-    B, S, H, C = q.shape
-    K = k.shape[2]
-    tiles = tiling(S)
+def _backward(window, scale, residuals, cotangents):
+    q, k, v, segment_ids, offset, out, lse = residuals
+    d_out, d_lse = cotangents
+    S, H = q.shape[1:3]
+    T, K = k.shape[1:3]
+    tiles = tiling(S, T)
     compute = jnp.promote_types(q.dtype, jnp.float32)
     key_blocks = _to_blocks(k, K, tiles.block_k)
     value_blocks = _to_blocks(v, K, tiles.block_k)
-    sight = _Sight(tiles, H // K, segment_ids, window)
-    delta = (out.astype(compute) * d_out.astype(compute)).sum(-1, keepdims=True)
+    sight = _Sight(tiles, H // K, S, segment_ids, offset, window)
+    # d score = p (d p - delta); the log-sum-exp's own gradient is p d_lse.
+    delta = (out.astype(compute) * d_out.astype(compute)).sum(-1, keepdims=True) - d_lse[..., None]
 
     def step(carry, xs):
         i, dk, dv = carry
@@ -139,14 +146,13 @@ def _backward(window, scale, residuals, d_out):
         dq_block, dk, dv = lax.fori_loop(first, end, visit, grads)
         return (i + 1, dk, dv), dq_block
 
-    blocks = [_to_blocks(x, K, tiles.block_q) for x in (q, d_out, delta)]
-    blocks.insert(2, lse)
+    blocks = [_to_blocks(x, K, tiles.block_q) for x in (q, d_out, lse[..., None], delta)]
     zeros = jnp.zeros_like(key_blocks.swapaxes(3, 4), compute)
     (_, dk, dv), dq = lax.scan(step, (0, zeros, zeros), tuple(blocks))
     dq = _from_blocks(dq, S, H) * scale
-    dk = _from_blocks(dk.swapaxes(3, 4), S, K) * scale
-    dv = _from_blocks(dv.swapaxes(3, 4), S, K)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    dk = _from_blocks(dk.swapaxes(3, 4), T, K) * scale
+    dv = _from_blocks(dv.swapaxes(3, 4), T, K)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -155,19 +161,22 @@ _attention.defvjp(_forward, _backward)
 class _Sight:
     """What the queries of a block can see: which key blocks, and which keys of a tile."""
 
-    def __init__(self, tiles: Tiling, group: int, segment_ids: jax.Array | None, window):
-        self.tiles, self.group, self.window = tiles, group, window
+    def __init__(self, tiles: Tiling, group: int, S: int, segment_ids, offset, window):
+        self.tiles, self.group, self.offset, self.window = tiles, group, offset, window
         self.query_segments = self.key_segments = None
         if segment_ids is not None:
-            self.query_segments = _segment_blocks(segment_ids, tiles.block_q)  # [queries, B, bq]
+            own = lax.dynamic_slice_in_dim(segment_ids, offset, S, axis=1)
+            self.query_segments = _segment_blocks(own, tiles.block_q)  # [queries, B, bq]
             self.key_segments = _segment_blocks(segment_ids, tiles.block_k)  # [keys, B, bk]
 
     def keys_of(self, i):
         """The range [first, end) of the key blocks that query block i has to visit."""
         block_q, block_k = self.tiles.block_q, self.tiles.block_k
-        first, end = jnp.zeros_like(i), ((i + 1) * block_q - 1) // block_k + 1
+        position = self.offset + i * block_q
+        first, end = jnp.zeros_like(position), (position + block_q - 1) // block_k + 1
+        end = jnp.minimum(end, self.tiles.keys)  # a last block's padding stands behind the keys
         if self.window is not None:
-            first = jnp.maximum(i * block_q - self.window + 1, 0) // block_k
+            first = jnp.maximum(position - self.window + 1, 0) // block_k
         if self.key_segments is not None:
             # Blocks whose ranges of ids do not meet hold no pair of equal ids, whatever the order
             # of the ids in a row; the block of the diagonal always meets.
@@ -181,7 +190,8 @@ class _Sight:
         the query may not attend the key."""
         block_q, block_k = self.tiles.block_q, self.tiles.block_k
         row = lax.broadcasted_iota(jnp.int32, scores.shape[2:], 0) // self.group
-        ahead = i * block_q + row - (j * block_k + lax.broadcasted_iota(jnp.int32, row.shape, 1))
+        key = j * block_k + lax.broadcasted_iota(jnp.int32, row.shape, 1)
+        ahead = self.offset + i * block_q + row - key
         visible = ahead >= 0
         if self.window is not None:
             visible &= ahead < self.window
