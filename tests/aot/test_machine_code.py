@@ -71,3 +71,22 @@ def test_matrix_instructions_of_ptx():
         "wgmma m64n128k16 f32.bf16.bf16": 1,
         "mma m16n8k16 f32.bf16.bf16.f32": 1,
     }
+
+
+def test_buffers_are_what_steps_give_not_what_fusions_compute():
+    hlo = """
+%fused_computation.1 (param: f32[8]) -> f32[8] {
+  %big = f32[8,999]{1,0} broadcast(%param)
+}
+
+ENTRY %main (x: f32[8]) -> (f32[8], s32[]) {
+  %x = f32[8]{0} parameter(0)
+  %pair = (bf16[4,2]{1,0}, pred[3]{0}) custom-call(%x)
+  ROOT %out = f32[8]{0} fusion(%x), calls=%fused_computation.1
+}
+"""
+    assert machine_code.buffers_of(hlo) == {
+        ("f32", (8,)),
+        ("bf16", (4, 2)),
+        ("pred", (3,)),
+    }

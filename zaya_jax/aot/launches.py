@@ -18,8 +18,9 @@ from jax.extend.core import jaxprs_in_params
 from zaya_jax.aot import count, ttir
 from zaya_jax.aot.report import Launch
 
-# Unknown; a known value is an array.
+# A known value is an array.
 Value = Any
+LARGEST = 2**22  # elements of a value that is followed
 
 
 class PallasCall(NamedTuple):
@@ -53,7 +54,7 @@ def size_of(array: Any) -> int:
 
 
 def follow(
-    jaxpr: Any, constants: Sequence[Value], inputs: Sequence[Value | None], times: int = 1
+    jaxpr: Any, constants: Sequence[Value | None], inputs: Sequence[Value | None], times: int = 1
 ) -> tuple[list[Value | None], list[PallasCall]]:
     """Follows what is known through `jaxpr`.
 
@@ -110,8 +111,11 @@ def _equation(
 
 
 def _computed(equation: Any, operands: list[Value | None]) -> list[Value] | None:
-    """The outputs of an equation on known operands; None if it cannot be computed here."""
+    """The outputs of an equation on known operands; None if it cannot be computed here, or is too
+    much to compute: what steers kernels is small."""
     if any(value is None for value in operands):
+        return None
+    if any(math.prod(variable.aval.shape) > LARGEST for variable in equation.outvars):
         return None
     try:
         result = equation.primitive.bind(*operands, **equation.params)
@@ -120,7 +124,7 @@ def _computed(equation: Any, operands: list[Value | None]) -> list[Value] | None
     return list(result) if equation.primitive.multiple_results else [result]
 
 
-def _launches(body: tuple[Any, Sequence[Value]]) -> bool:
+def _launches(body: tuple[Any, Sequence[Value | None]]) -> bool:
     return any(
         equation.primitive.name == "pallas_call"
         or any(map(_launches, map(_open, jaxprs_in_params(equation.params))))
@@ -128,9 +132,11 @@ def _launches(body: tuple[Any, Sequence[Value]]) -> bool:
     )
 
 
-def _open(jaxpr: Any) -> tuple[Any, Sequence[Value]]:
-    """An open jaxpr and its constants, from a closed or open one."""
-    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
+def _open(jaxpr: Any) -> tuple[Any, Sequence[Value | None]]:
+    """An open jaxpr and its constants, from a closed or open one; an open one's are not known."""
+    if hasattr(jaxpr, "consts"):
+        return jaxpr.jaxpr, jaxpr.consts
+    return jaxpr, [None] * len(jaxpr.constvars)
 
 
 def counted(call: PallasCall, platform: str) -> Launch:

@@ -267,6 +267,24 @@ def collectives_of(hlo: str) -> dict[str, dict[str, int]]:
     return dict(sorted(found.items()))
 
 
+def buffers_of(hlo: str) -> set[tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of all that a compiled program's steps give, those inside fusions left out.
+
+    What a fusion computes on its way is in no buffer. Parameters and results are among them.
+    """
+    found = set()
+    fused = False
+    for line in hlo.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            fused = "fused_computation" in line or line.startswith("%wrapped")
+        elif not fused and " = " in line:
+            types = line.split(" = ", 1)[1]
+            types = types[: types.index(")") + 1] if types.startswith("(") else types.split(" ")[0]
+            for dtype, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", types):
+                found.add((dtype, tuple(map(int, filter(None, sizes.split(","))))))
+    return found
+
+
 def _bytes_of(types: str) -> int:
     total = 0
     for dtype, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", types):

@@ -159,7 +159,7 @@ class Report:
         Raises:
           KeyError: there is none.
         """
-        own = [k for k in self.kernels if re.fullmatch(rf"{re.escape(name)}(_\d+)*", k.name)]
+        own = [k for k in self.kernels if re.fullmatch(rf"{re.escape(name)}(_+\d+)*", k.name)]
         if not own:
             raise KeyError(
                 f"no kernel {name}; there are: {', '.join(k.name for k in self.kernels)}"

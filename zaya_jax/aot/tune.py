@@ -111,6 +111,9 @@ def tune(
     chosen = {name: dict(own) for name, own in tuned.table(op)[target.platform].items()}
     calls = list(kernels.names(op, forms))
     first = [compiler.compile(call.job(chosen)) for call in calls]
+    for call, report in zip(calls, first, strict=True):
+        if not report.ok:
+            say(f"{call}: {report.error}")
     findings = []
     for kernel in list(chosen):
         start = chosen[kernel]
@@ -144,6 +147,8 @@ def _depends(
     compiler: Compiler, call: kernels.Name, report: Report, settings: kernels.Settings
 ) -> bool:
     other = compiler.compile(call.job(settings))
+    if other.ok != report.ok:
+        return True
     return [launch.warps for launch in other.launches] != [x.warps for x in report.launches]
 
 

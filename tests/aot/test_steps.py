@@ -1,0 +1,45 @@
+"""Whole steps of the 8B (fewer layers), compiled for both targets."""
+
+from __future__ import annotations
+
+import pytest
+
+from zaya_jax import aot
+from zaya_jax.aot import Job, kernels
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
+
+TOKENS, VOCABULARY = 1536, 262_272
+TRAINS = {"cca_mix", "attention", "router", "grouped_matmul", "residual_norm", "cross_entropy"}
+DECODES = {"cca_mix", "decode_attention", "router", "grouped_matmul", "residual_norm"}
+
+
+def step(name: str, **arguments) -> Job:
+    return Job(f"zaya_jax.aot.steps:{name}", arguments, want_hlo=True, want_kernels=True)
+
+
+def has_kernel(report: aot.Report, op: str) -> bool:
+    return any(launch.name.startswith(op) for launch in report.launches)
+
+
+def test_a_training_step_holds_the_kernels_and_no_square_buffer(compiler):
+    report = compiler.compile(step("training", tokens=TOKENS, model={"num_layers": 2}))
+    assert report.ok, report.error
+    assert report.memory.total < compiler.target.memory
+    for op in TRAINS & set(kernels.ops_with_kernels()):
+        assert has_kernel(report, op), op
+    shapes = {shape for _, shape in aot.buffers_of(report.hlo)}
+    assert not [s for s in shapes if s.count(TOKENS) > 1], "a buffer of S x S"
+    assert not [s for s in shapes if TOKENS in s and VOCABULARY in s], "a buffer of T x V"
+
+
+def test_a_decoding_step_holds_the_kernels(compiler):
+    """And each layer adds as many launches as the one before."""
+    launches = []
+    for layers in (2, 3):
+        report = compiler.compile(step("decoding", rows=8, model={"num_layers": layers}))
+        assert report.ok, report.error
+        for op in DECODES & set(kernels.ops_with_kernels()):
+            assert has_kernel(report, op), op
+        launches.append(sum(launch.name.startswith("residual_norm") for launch in report.launches))
+    assert launches[1] - launches[0] in (0, 2)
