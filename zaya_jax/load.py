@@ -166,6 +166,23 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     return config_lib.from_dict(data)
 
 
+def tokenizer_of(init_from: str | Path) -> Path:
+    """The folder of the tokenizer that weights were trained with; the weights stay where they are.
+
+    Raises:
+      UserError: there is none, or as `locate` and `hf.open_folder` say.
+    """
+    source = locate(Path(init_from).expanduser())
+    folder: Path | None = source.path / TOKENIZER
+    if source.kind == "folder":
+        folder = importlib.import_module("zaya_jax.hf").open_folder(source.path).tokenizer_dir
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"train.init_from = {init_from}: no tokenizer.json there; name one by data.tokenizer"
+        )
+    return folder
+
+
 def model_of(path: str | Path) -> Model:
     """The model section of what `load` reads, without its weights; special ids of the tokenizer.
 

@@ -5,6 +5,7 @@ again. Without --out the examples go where training would put them, into data.ca
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from zaya_jax import config, options
+from zaya_jax import options
 from zaya_jax.data import Prepared, prepare, show
 from zaya_jax.data.entries import MIXTURE
 from zaya_jax.data.packing import JoinedRows, PackedRows
@@ -33,10 +34,15 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0; mistakes raise."""
-    experiment = config.freeze(options.require("config"))
+    # By name: this room lies below `load`, which reads a model section that the config leaves open.
+    load = importlib.import_module("zaya_jax.load")
+    experiment = load.experiment(options.require("config"))
     out = None if FLAGS.out is None else Path(FLAGS.out)
     data, train = experiment.data, experiment.train
     workers = _workers()
+    tokenizer = None
+    if data.tokenizer is None and train.init_from is not None:
+        tokenizer = str(load.tokenizer_of(train.init_from))
     if out is not None:
         _check_folder(out)
     try:
@@ -46,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
             sequence_length=train.sequence_length,
             batch_size=train.batch_size,
             seed=train.seed,
+            tokenizer=tokenizer,
             out=out,
             workers=workers,
         )

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from zaya_jax import data as data_lib
-from zaya_jax import lora, optim
+from zaya_jax import load, lora, optim
 from zaya_jax.config import Experiment
 from zaya_jax.data import Prepared, Tokenizer
 from zaya_jax.errors import UserError
@@ -28,7 +28,7 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
     saved = folder / workdir.TOKENIZER
     given = str(saved) if saved.exists() else section.tokenizer
     if given is None and train.init_from is not None:
-        given = str(_tokenizer_of(train.init_from))
+        given = str(load.tokenizer_of(train.init_from))
     try:
         prepared = data_lib.prepare(
             section,
@@ -45,25 +45,6 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
     if not saved.exists():
         _save_tokenizer(prepared.tokenizer, given, saved)
     return prepared
-
-
-def _tokenizer_of(init_from: str) -> Path:
-    """The folder of the tokenizer that weights were trained with; the weights stay where they are.
-
-    Raises:
-      UserError: there is none, or as `load.locate` and `hf.open_folder` say.
-    """
-    from zaya_jax import hf, load
-
-    source = load.locate(Path(init_from).expanduser())
-    folder: Path | None = source.path / workdir.TOKENIZER
-    if source.kind == "folder":
-        folder = hf.open_folder(source.path).tokenizer_dir
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            f"train.init_from = {init_from}: no tokenizer.json there; name one by data.tokenizer"
-        )
-    return folder
 
 
 def _save_tokenizer(tokenizer: Tokenizer, given: str | None, saved: Path) -> None:
