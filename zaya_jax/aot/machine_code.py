@@ -272,12 +272,21 @@ def buffers_of(hlo: str) -> set[tuple[str, tuple[int, ...]]]:
 
     What a fusion computes on its way is in no buffer. Parameters and results are among them.
     """
-    found = set()
-    fused = False
-    for line in hlo.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            fused = "fused_computation" in line or line.startswith("%wrapped")
-        elif not fused and " = " in line:
+    lines = hlo.splitlines()
+    # Computations that a step applies on its way: of fusions, reductions, sorts; `call` runs steps.
+    inner = {
+        name
+        for line in lines
+        if " call(" not in line
+        for name in re.findall(r"(?:calls|to_apply|comparator)=%([\w.-]+)", line)
+    }
+    found: set[tuple[str, tuple[int, ...]]] = set()
+    within = False
+    for line in lines:
+        header = re.match(r"(?:ENTRY )?%([\w.-]+) .*\{$", line)
+        if header:
+            within = header[1] in inner
+        elif not within and " = " in line:
             types = line.split(" = ", 1)[1]
             types = types[: types.index(")") + 1] if types.startswith("(") else types.split(" ")[0]
             for dtype, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", types):
