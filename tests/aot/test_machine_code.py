@@ -90,3 +90,21 @@ ENTRY %main (x: f32[8]) -> (f32[8], s32[]) {
         ("bf16", (4, 2)),
         ("pred", (3,)),
     }
+
+
+def test_bytes_of_the_steps_around_kernels():
+    hlo = """
+%fused (p: f32[8]) -> f32[8] {
+  %big = f32[999]{0} broadcast(%p)
+}
+
+ENTRY %main (x: f32[8], y: bf16[4]) -> f32[2] {
+  %x = f32[8]{0} parameter(0)
+  %y = bf16[4]{0} parameter(1)
+  %k = (f32[64]{0}, f32[2]{0}) custom-call(%x, /*index=1*/%y), custom_call_target="__gpu$xla.gpu.triton"
+  %part = f32[64]{0} get-tuple-element(%k), index=0
+  %sum = f32[2]{0} fusion(%part, %y), kind=kLoop, calls=%fused, metadata={op_name="a(b)"}
+  ROOT %out = f32[2]{0} copy(%sum)
+}
+"""  # noqa: E501
+    assert machine_code.other_bytes_of(hlo) == (256 + 8 + 8) + (8 + 8)

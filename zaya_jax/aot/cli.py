@@ -63,10 +63,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """All of a call: what our kernels move beside the least, and what XLA adds.
+    """All of a call: what our kernels and XLA's steps around them move, beside the least.
 
     Attributes:
       megabytes: that memory moves for our kernels.
+      others_megabytes: operands and results of XLA's steps.
       minimum: megabytes of the call's arguments and results, each once.
       ours, others: launches of our kernels, and of XLA's.
     """
@@ -74,15 +75,17 @@ class Whole:
     call: kernels.Name
     target: str
     megabytes: float
+    others_megabytes: float
     minimum: float
     ours: int
     others: int
 
     def __str__(self) -> str:
-        ratio = self.megabytes / self.minimum if self.minimum else 0.0
+        total = self.megabytes + self.others_megabytes
         return (
-            f"  all of {self.call}: {self.megabytes:.2f} MB, {ratio:.2f} x the least; "
-            f"{self.ours} launches of ours, {self.others} of XLA's"
+            f"  all of {self.call}: {total / max(self.minimum, 1e-9):.2f} x the least; "
+            f"{self.ours} launches of ours {self.megabytes:.2f} MB, "
+            f"{self.others} of XLA's {self.others_megabytes:.2f} MB"
         )
 
 
@@ -167,6 +170,7 @@ def whole_of(call: kernels.Name, report: Report, target: Target) -> Whole | None
         call=call,
         target=target.name,
         megabytes=sum(x.times * x.traffic(target.cache) for x in report.launches) / 1e6,
+        others_megabytes=report.other_bytes / 1e6,
         minimum=(report.memory.arguments + report.memory.outputs) / 1e6,
         ours=ours,
         others=sum(report.steps.get("main", {}).values()) - len(report.launches),

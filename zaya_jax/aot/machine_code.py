@@ -25,6 +25,8 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+NO_WORK = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while")
+PALLAS = 'custom_call_target="__gpu$xla.gpu.triton"'
 ITEM_BITS = re.compile(r"(?:[a-z]+?)(\d+)")
 
 
@@ -292,6 +294,24 @@ def buffers_of(hlo: str) -> set[tuple[str, tuple[int, ...]]]:
             for dtype, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", types):
                 found.add((dtype, tuple(map(int, filter(None, sizes.split(","))))))
     return found
+
+
+def other_bytes_of(hlo: str) -> int:
+    """Bytes of operands and results of the entry's steps that are not Pallas kernels.
+
+    Each counts whole, also where a step reads a slice of it; a loop's steps are not looked into.
+    """
+    entry = hlo[hlo.find("\nENTRY ") :]
+    steps = re.findall(
+        r"^ *(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)$", entry, re.MULTILINE
+    )
+    sizes = {name: _bytes_of(types) for name, types, _, _, _ in steps}
+    total = 0
+    for name, _, opcode, operands, rest in steps:
+        if opcode not in NO_WORK and PALLAS not in rest:
+            read = re.findall(r"%([\w.-]+)", operands)
+            total += sizes[name] + sum(sizes.get(operand, 0) for operand in read)
+    return total
 
 
 def _bytes_of(types: str) -> int:

@@ -128,6 +128,7 @@ class Report:
       launches: of Pallas kernels, where asked for.
       steps: XLA's, by section (`main`, `body of 3` for the loop that is step 3) and kind (e.g.
         `kCustomKernel`).
+      other_bytes: read and written by steps that are not Pallas kernels, loops left out.
       collectives: count and bytes (of results, on one device) by kind.
       warnings: of the compiler.
       hlo: the compiled program, where asked for.
@@ -142,6 +143,7 @@ class Report:
     kernels: tuple[Kernel, ...] = ()
     launches: tuple[Launch, ...] = ()
     steps: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    other_bytes: int = 0
     collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     hlo: str = ""

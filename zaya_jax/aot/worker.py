@@ -158,6 +158,7 @@ class Session:
             kernels=tuple(kernels),
             launches=launches,
             steps=steps,
+            other_bytes=machine_code.other_bytes_of(hlo),
             collectives=machine_code.collectives_of(hlo),
             warnings=tuple(dict.fromkeys(warnings)),
             hlo=hlo if job.want_hlo else "",
