@@ -25,12 +25,12 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """A layer's attention; packed rows where it trains, left padding where it does not."""
+    """A layer's attention with segment ids, for packing or padding; each row one long document."""
     if form.decodes:
         return {}
     B, S, T, sizes = form.rows, form.queries, form.keys, ZAYA1_8B
     q = jax.ShapeDtypeStruct((B, S, sizes.heads, sizes.channels), jnp.bfloat16)
     k = v = jax.ShapeDtypeStruct((B, T, sizes.kv_heads, sizes.channels), jnp.bfloat16)
-    segment_ids = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    segment_ids = np.ones((B, T), np.int32)
     # The last shard of a row has the most to do.
     return {"": Call((q, k, v, segment_ids), {"query_offset": T - S})}

@@ -209,7 +209,7 @@ class _Tiles:
         return lax.fori_loop(0, before + end - plain_end, edge, carry)
 
 
-def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     """Matmul over one axis of each, summed in float32; float32 operands are never cut to TF32."""
     return lax.dot_general(
         a,
@@ -232,7 +232,7 @@ def _forward(static: _Static, q, k, v, segment_ids, offset):
         def attend(j, carry, masked):
             out, top, total = carry
             keys = tiles.keys(j, inside=not masked)
-            scores = _dot(q, k_ref[keys, :], 1, 1)
+            scores = dot(q, k_ref[keys, :], 1, 1)
             if masked:
                 scores = jnp.where(tiles.visible(i, j), scores, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(scores, axis=1))
@@ -240,7 +240,7 @@ def _forward(static: _Static, q, k, v, segment_ids, offset):
             base = (jnp.where(new_top == -jnp.inf, 0, new_top) if masked else new_top) * factor
             p = jnp.exp2(scores * factor - base[:, None])
             shrink = jnp.exp2(top * factor - base)
-            gathered = _dot(p.astype(v_ref.dtype), v_ref[keys, :], 1, 0)
+            gathered = dot(p.astype(v_ref.dtype), v_ref[keys, :], 1, 0)
             return out * shrink[:, None] + gathered, new_top, total * shrink + jnp.sum(p, axis=1)
 
         out = jnp.zeros(q.shape, jnp.float32)
@@ -290,12 +290,12 @@ def _backward_rows(static: _Static, q, k, v, d_out, lse, delta, segment_ids, off
         def add(j, dq, masked):
             keys = tiles.keys(j, inside=not masked)
             k = k_ref[keys, :]
-            scores = _dot(q, k, 1, 1)
+            scores = dot(q, k, 1, 1)
             if masked:
                 scores = jnp.where(tiles.visible(i, j), scores, -jnp.inf)
             p = jnp.exp2(scores * factor - lse[:, None])
-            d_scores = p * (_dot(d_out, v_ref[keys, :], 1, 1) - delta[:, None])
-            return dq + _dot(d_scores.astype(k.dtype), k, 1, 0)
+            d_scores = p * (dot(d_out, v_ref[keys, :], 1, 1) - delta[:, None])
+            return dq + dot(d_scores.astype(k.dtype), k, 1, 0)
 
         dq = tiles.visit(i, add, jnp.zeros(q.shape, jnp.float32))
         dq_ref[*at, :] = (dq * static.scale).astype(dq_ref.dtype)
@@ -330,13 +330,13 @@ def _backward_keys(static: _Static, q, k, v, d_out, lse, delta, segment_ids, off
             q, d_out = q_ref[*at, :], d_out_ref[*at, :]
             # Tiles stand on their side, [keys, rows]: so the large operands of both sums are used
             # as they come, and only the small ones are turned.
-            scores = _dot(k, q, 1, 1)
+            scores = dot(k, q, 1, 1)
             if masked:
                 scores = jnp.where(tiles.visible(i, j).T, scores, -jnp.inf)
             p = jnp.exp2(scores * factor - (lse_ref[*at] * LOG2E)[None, :])
-            dv += _dot(p.astype(d_out.dtype), d_out, 1, 0)
-            d_scores = p * (_dot(v, d_out, 1, 1) - delta_ref[*at][None, :])
-            return dk + _dot(d_scores.astype(q.dtype), q, 1, 0), dv
+            dv += dot(p.astype(d_out.dtype), d_out, 1, 0)
+            d_scores = p * (dot(v, d_out, 1, 1) - delta_ref[*at][None, :])
+            return dk + dot(d_scores.astype(q.dtype), q, 1, 0), dv
 
         zeros = jnp.zeros(k.shape, jnp.float32)
         dk, dv = tiles.visit(j, add, (zeros, zeros))

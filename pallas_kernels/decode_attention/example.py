@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.draws import Draws
+from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
 
 def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, dict]:
@@ -19,3 +20,22 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
     lengths = draws.array(np.array([37, 12, 0]), jnp.int32)
     start = draws.array(np.array([0, 5, 0]), jnp.int32)
     return (q, k_cache, v_cache, lengths), {"window": 24, "start": start}
+
+
+def shapes_8b(form: Form) -> dict[str, Call]:
+    """A layer's attention to caches of as many positions as are in use."""
+    if not form.decodes:
+        return {}
+    B, T, sizes = form.rows, form.keys, ZAYA1_8B
+    q = jax.ShapeDtypeStruct((B, sizes.heads, sizes.channels), jnp.bfloat16)
+    cache = jax.ShapeDtypeStruct((B, sizes.kv_heads, T, sizes.channels), jnp.bfloat16)
+    lengths = np.full((B,), T, np.int32)
+    page = 256
+    paged = jax.ShapeDtypeStruct(
+        (B * T // page, sizes.kv_heads, page, sizes.channels), jnp.bfloat16
+    )
+    pages = np.arange(B * T // page, dtype=np.int32).reshape(B, -1)
+    return {
+        "": Call((q, cache, cache, lengths)),
+        "paged": Call((q, paged, paged, lengths), {"pages": pages}),
+    }

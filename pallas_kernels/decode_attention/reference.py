@@ -15,11 +15,17 @@ def decode_attention(
     window: int | None = None,
     scale: float | None = None,
     start: jax.Array | None = None,
+    pages: jax.Array | None = None,
+    scales: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """softmax(scale * q k^T + mask) v; see `pallas_kernels.decode_attention.decode_attention`."""
+    compute = jnp.promote_types(q.dtype, jnp.float32)
+    k_cache, v_cache = (
+        plain(x, pages, None if scales is None else scales[i], compute)
+        for i, x in enumerate((k_cache, v_cache))
+    )
     B, H, C = q.shape
     K, T = k_cache.shape[1:3]
-    compute = jnp.promote_types(q.dtype, jnp.float32)
     scale = C**-0.5 if scale is None else scale
 
     first, end = attended(lengths, start, window)
@@ -33,6 +39,19 @@ def decode_attention(
     out = jnp.einsum("bkgt,bktc->bkgc", probabilities, v_cache, preferred_element_type=compute)
     out = jnp.where((first < end)[:, None, None, None], out, 0)
     return out.reshape(B, H, C).astype(q.dtype)
+
+
+def plain(
+    cache: jax.Array, pages: jax.Array | None, scale: jax.Array | None, compute: jnp.dtype
+) -> jax.Array:
+    """A cache as [B, K, T, C]: its values times their scales, its pages one behind the other."""
+    if scale is not None:
+        cache = cache.astype(compute) * scale[..., None].astype(compute)
+    if pages is None:
+        return cache
+    # Pages that are not in use may be named by anything.
+    parts = cache[jnp.clip(pages, 0, len(cache) - 1)].swapaxes(1, 2)  # [B, K, pages, room, C]
+    return parts.reshape(*parts.shape[:2], -1, parts.shape[-1])
 
 
 def attended(

@@ -30,8 +30,16 @@ def decode_attention(
     window: int | None = None,
     scale: float | None = None,
     start: jax.Array | None = None,
+    pages: jax.Array | None = None,
+    scales: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Chunked or whole, as is cheaper; see `pallas_kernels.decode_attention.decode_attention`."""
+    if pages is not None or scales is not None:
+        # Portable, not fast: the cache is made plain first, as a whole.
+        compute = jnp.promote_types(q.dtype, jnp.float32)
+        k_scale, v_scale = scales or (None, None)
+        k_cache = reference.plain(k_cache, pages, k_scale, compute)
+        v_cache = reference.plain(v_cache, pages, v_scale, compute)
     T = k_cache.shape[2]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     first, end = reference.attended(lengths, start, window)
