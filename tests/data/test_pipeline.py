@@ -1,13 +1,16 @@
 import hashlib
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 
 from zaya_jax.config import Data
+from zaya_jax.data import encode
 from zaya_jax.data import prepare as prepare_data
 from zaya_jax.data.chat import SPECIAL_TOKENS
+from zaya_jax.data.chat_template import CHATML
 from zaya_jax.data.packing import in_order
 from zaya_jax.data.readers import BadRecord
 from zaya_jax.data.tokenizer import train_bpe
@@ -288,6 +291,21 @@ def test_a_resumed_run_refuses_a_mixture_with_a_changed_source(prepare, mixture,
         workdir.check_data(run, info())
 
 
+def test_a_resumed_run_goes_on_if_its_rows_are_the_same(prepare, folder, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    before = prepare().info
+    workdir.check_data(run, before.as_json())
+    (folder / "module_03.py").rename(folder / "module_03a.py")  # stays where it is in the order
+    monkeypatch.setattr(encode, "VERSION", encode.VERSION + 1)
+    after = prepare().info
+    assert after.corpus.sha256 != before.corpus.sha256
+    assert len(list((tmp_path / "cache").glob("examples-*"))) == 2
+    workdir.check_data(run, after.as_json())
+    # Rows that are cut in another way are other rows, be the examples the same.
+    with pytest.raises(UserError, match="rows_sha256"):
+        workdir.check_data(run, prepare(packing="best_fit").info.as_json())
+
+
 @pytest.mark.parametrize("weight", [0, -1.0, math.inf, math.nan])
 def test_weights_must_be_positive(prepare, folder, chats, weight):
     with pytest.raises(ValueError, match="has weight .*: expected more than 0"):
@@ -332,6 +350,18 @@ def test_prepared_data_is_not_taken_for_what_it_is_not(prepare, mixture, folder,
         prepare(source=source, tokenizer=str(tmp_path / "other"))
     with pytest.raises(ValueError, match="smaller than the tokenizer's"):
         prepare(source=source, vocab_size=300)
+    template = tmp_path / "other.jinja"
+    template.write_text(CHATML.read_text() + "{# another #}")
+    with pytest.raises(ValueError, match="1-chat.* with another chat template than .*other.jinja"):
+        prepare(source=source, chat_template=str(template))
+    prepare(source=source, chat_template=str(CHATML))
+    prepare(source=str(next(out.glob("0-*"))), chat_template=str(template))  # has no chats
+    settings = json.loads((out / "0-corpus" / "tokenizer" / "tokenizer_config.json").read_text())
+    shutil.copytree(out / "0-corpus" / "tokenizer", tmp_path / "ending")
+    settings["eos_token"] = "<|im_end|>"
+    (tmp_path / "ending" / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="with the end-of-sequence id 1, the tokenizer says 4"):
+        prepare(source=source, tokenizer=str(tmp_path / "ending"))
     shard = next(out.glob("0-*/train-*.array_record"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is damaged"):

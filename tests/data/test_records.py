@@ -1,8 +1,12 @@
+import dataclasses
+
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zaya_jax.data import records
 from zaya_jax.data.example import Example, Think
 from zaya_jax.data.records import (
     Shard,
@@ -61,8 +65,8 @@ def shards(tmp_path):
             for i in range(count)
         ]
         names = [f"{number}:{i}" for i in range(count)]
-        write_shard(file, part, names, Table.of(part, [9] * count, bad=number), 99)
-        found.append(Shard(file.name, count, file.stat().st_size))
+        table = Table.of(part, [9] * count, bad=number)
+        found.append(write_shard(file, part, names, table, 99))
         whole += part
     return tmp_path, found, whole
 
@@ -82,6 +86,30 @@ def test_a_store_is_its_shards_end_to_end(shards):
     for wrong in (-1, 8):
         with pytest.raises(IndexError):
             store[wrong]
+
+
+def test_a_shard_tells_what_was_written(shards):
+    folder, found, whole = shards
+    assert [Shard.at(folder / shard.file) for shard in found] == found
+    assert found[0].sha256 != found[1].sha256
+    assert Shard.at(folder / "train-00002-x.array_record") is None
+    file = folder / found[0].file
+    flipped = [dataclasses.replace(example, learn=~example.learn) for example in whole[:5]]
+    names = [f"0:{i}" for i in range(5)]
+    other = write_shard(file, flipped, names, Table.of(flipped, [9] * 5), 99)
+    assert other.sha256 != found[0].sha256  # the mask counts, too
+    file.with_suffix(".npz").write_bytes(b"PK")
+    assert Shard.at(file) is None
+
+
+def test_no_more_shards_are_open_than_a_process_may(shards, monkeypatch):
+    folder, found, whole = shards
+    monkeypatch.setattr(records, "_OPEN_FILES", 1)
+    store = Store(folder, found, 99)
+    before = psutil.Process().num_fds()
+    for i in (0, 7, 1, 6, 2, 5):
+        assert_same(store[i], whole[i])
+        assert psutil.Process().num_fds() <= before + 1
 
 
 def test_damage_is_named(shards):

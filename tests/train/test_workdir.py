@@ -110,10 +110,20 @@ def test_a_broken_config_file_is_named(tmp_path):
 
 
 def test_changed_data_is_refused(tmp_path):
-    workdir.check_data(tmp_path, {"corpus": {"sha256": "a", "documents": (1, 2)}})
-    workdir.check_data(tmp_path, {"corpus": {"sha256": "a", "documents": (1, 2)}})
+    def info(rows, corpus):
+        return {"rows_sha256": rows, "corpus": {"sha256": corpus, "documents": (1, 2)}}
+
+    workdir.check_data(tmp_path, info("r", "a"))
+    workdir.check_data(tmp_path, info("r", "a"))
     with pytest.raises(UserError, match="corpus.sha256: 'a' then, 'b' now"):
-        workdir.check_data(tmp_path, {"corpus": {"sha256": "b", "documents": (1, 2)}})
+        workdir.check_data(tmp_path, info("s", "b"))
+
+
+def test_what_changes_no_row_of_the_data_does_not_bind_a_run(tmp_path):
+    workdir.check_data(tmp_path, {"rows_sha256": "r", "corpus": {"sha256": "a"}})
+    now = {"rows_sha256": "r", "corpus": {"sha256": "b"}, "told": "by a later version"}
+    workdir.check_data(tmp_path, now)
+    assert json.loads((tmp_path / "data.json").read_text()) == now
 
 
 def test_every_start_is_recorded(tmp_path):

@@ -9,6 +9,7 @@ must be the same with and without them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,11 @@ class ChatTemplate(Template):
         text = _COMMENT.sub("", source)
         self.controls = tuple(dict.fromkeys(_CONTROL.findall(text)))
         self.marks_generation = bool(_GENERATION.search(text))
+
+    @property
+    def sha256(self) -> str:
+        """Hash (hex) of the source."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
 
     @classmethod
     def find(

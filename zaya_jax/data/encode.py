@@ -15,6 +15,10 @@ from zaya_jax.data.records import Table
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
 
+VERSION = 1
+"""To be raised with every change of this code that changes ids, masks or think spans: examples that
+were encoded before are then no longer taken from the cache."""
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -36,7 +40,7 @@ class Encoder:
     def sha256(self) -> str:
         """Hash (hex) of all that the ids depend on beside the records."""
         t = self.tokenizer
-        text = f"{t.sha256} {t.eos_id} {self.skip_bad} {self.template.source}"
+        text = f"{VERSION} {t.sha256} {t.eos_id} {self.skip_bad} {self.template.source}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, records: Sequence[Record]) -> tuple[list[Example], list[str], Table]:

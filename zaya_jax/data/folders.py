@@ -35,16 +35,17 @@ from zaya_jax.data import split
 from zaya_jax.data.cache import atomic_path
 from zaya_jax.data.encode import Encoder
 from zaya_jax.data.readers import Record, Rules
-from zaya_jax.data.records import SUFFIX, Shard, Store, Table, write_shard
+from zaya_jax.data.records import SUFFIX, Shard, Store, write_shard
 from zaya_jax.data.sources import CorpusInfo, Survey, fingerprint, read
 from zaya_jax.data.tokenizer import Tokenizer
 
-INDEX, TOKENIZER, VERSION = "examples.index.json", "tokenizer", 1
+INDEX, TOKENIZER, VERSION = "examples.index.json", "tokenizer", 2
 PARTS = ("train", "heldout")
 
 SHARD_BYTES = 4 << 20
 SHARD_RECORDS = 4096
-"""A shard is closed once it holds content of so many bytes, or so many records."""
+"""A shard is closed once it holds content of so many bytes, or so many records. To change either
+changes the hashes of all data, and runs that began before cannot be resumed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Index:
         division: of its records.
         encoder_sha256: what the ids depend on beside the records.
         tokenizer_sha256: of the tokenizer's definition.
+        eos_id: closes texts.
+        template_sha256: of the chat template.
         vocab_size: ids are below this.
         shards: of each part, in order.
     """
@@ -90,6 +93,8 @@ class Index:
     division: Division
     encoder_sha256: str
     tokenizer_sha256: str
+    eos_id: int
+    template_sha256: str
     vocab_size: int
     shards: dict[str, list[Shard]]
 
@@ -131,6 +136,11 @@ class Folder(NamedTuple):
 
     about: Index
     parts: dict[str, Store]
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether there is any conversation among the examples."""
+        return any(bool(store.table.turns.any()) for store in self.parts.values())
 
 
 def is_prepared(folder: Path) -> bool:
@@ -213,10 +223,10 @@ def prepare(
             advance(job.bytes)
             return found
         shards: dict[str, list[Shard]] = {part: [] for part in PARTS}
-        for task, records in _run(
+        for task, shard in _run(
             _tasks(job, folder), job.encoder, workers if job.bytes > SHARD_BYTES else 0
         ):
-            shards[task.part].append(Shard(task.file.name, records, task.file.stat().st_size))
+            shards[task.part].append(shard)
             advance(task.bytes)
         kept = {shard.file for part in PARTS for shard in shards[part]}
         for file in folder.glob(f"*{SUFFIX}"):  # of an earlier state of the source, or cut off
@@ -232,6 +242,8 @@ def prepare(
             division=job.division,
             encoder_sha256=job.encoder.sha256,
             tokenizer_sha256=job.encoder.tokenizer.sha256,
+            eos_id=job.encoder.tokenizer.eos_id,
+            template_sha256=job.encoder.template.sha256,
             vocab_size=job.encoder.tokenizer.vocab_size,
             shards=shards,
         )
@@ -303,11 +315,11 @@ def _changed(job: Job) -> ValueError:
     return ValueError(f"the corpus {job.source!r} changed while it was read")
 
 
-def _run(tasks: Iterable[_Task], encoder: Encoder, workers: int) -> Iterator[tuple[_Task, int]]:
-    """Does what is not done; gives each task, in order, with the number of its records."""
+def _run(tasks: Iterable[_Task], encoder: Encoder, workers: int) -> Iterator[tuple[_Task, Shard]]:
+    """Does what is not done; gives each task, in order, with its shard."""
     if not workers:
         for task in tasks:
-            yield task, _records_of(task) or _encode(task, encoder)
+            yield task, Shard.at(task.file) or _encode(task, encoder)
         return
     pool = ProcessPoolExecutor(
         workers,
@@ -316,15 +328,16 @@ def _run(tasks: Iterable[_Task], encoder: Encoder, workers: int) -> Iterator[tup
         initargs=(encoder,),
     )
     # Read no further ahead than keeps the workers busy: records wait in memory.
-    pending: deque[tuple[_Task, Future[int] | int]] = deque()
+    pending: deque[tuple[_Task, Future[Shard] | Shard]] = deque()
 
-    def oldest() -> tuple[_Task, int]:
+    def oldest() -> tuple[_Task, Shard]:
         task, outcome = pending.popleft()
-        return task._replace(records=[]), outcome if isinstance(outcome, int) else outcome.result()
+        shard = outcome if isinstance(outcome, Shard) else outcome.result()
+        return task._replace(records=[]), shard
 
     try:
         for task in tasks:
-            pending.append((task, _records_of(task) or pool.submit(_work, task)))
+            pending.append((task, Shard.at(task.file) or pool.submit(_work, task)))
             if len(pending) > 2 * workers:
                 yield oldest()
         while pending:
@@ -338,20 +351,9 @@ def _run(tasks: Iterable[_Task], encoder: Encoder, workers: int) -> Iterator[tup
         pool.shutdown(cancel_futures=True)
 
 
-def _records_of(task: _Task) -> int | None:
-    """Records in the shard of a task, if it is there."""
-    if not task.file.exists():
-        return None
-    try:
-        return len(Table.load(task.file.with_suffix(".npz")))
-    except Exception:  # a damaged table: the shard is made again
-        return None
-
-
-def _encode(task: _Task, encoder: Encoder) -> int:
+def _encode(task: _Task, encoder: Encoder) -> Shard:
     examples, names, table = encoder(task.records)
-    write_shard(task.file, examples, names, table, encoder.tokenizer.vocab_size)
-    return len(table)
+    return write_shard(task.file, examples, names, table, encoder.tokenizer.vocab_size)
 
 
 _encoder: Encoder
@@ -374,7 +376,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(task: _Task) -> int:
+def _work(task: _Task) -> Shard:
     return _encode(task, _encoder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -69,12 +70,14 @@ class SourceInfo:
     Attributes:
         weight: its share of the training rows.
         corpus: everything that was read.
+        rows_sha256: of both parts, the examples and which of their tokens lie in which row.
         train: what is trained on.
         heldout: what is evaluated; with a limit on its bytes less than what was held out.
     """
 
     weight: float
     corpus: CorpusInfo
+    rows_sha256: str
     train: PartInfo
     heldout: PartInfo
 
@@ -89,7 +92,6 @@ class DataInfo:
         packing: `stream` or `best_fit`.
         sequence_length: S.
         sources: in the order of the mixture.
-        encoder_sha256: of each source, what its ids depend on beside the text.
     """
 
     tokenizer_sha256: str
@@ -97,7 +99,16 @@ class DataInfo:
     packing: str
     sequence_length: int
     sources: tuple[SourceInfo, ...]
-    encoder_sha256: tuple[str, ...]
+
+    @property
+    def rows_sha256(self) -> str:
+        """Hash (hex) of what batches are made of; runs in which it is the same had the same data.
+
+        It knows the ids and not where they came from: a renamed file, or code that makes the same
+        rows in another way, changes nothing.
+        """
+        parts = [(source.rows_sha256, source.weight) for source in self.sources]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def corpus(self) -> CorpusInfo:
@@ -119,8 +130,8 @@ class DataInfo:
         content = asdict(self)
         names = [source.corpus.source for source in self.sources]
         return content | {
+            "rows_sha256": self.rows_sha256,
             "sources": dict(zip(names, content["sources"], strict=True)),
-            "encoder_sha256": dict(zip(names, self.encoder_sha256, strict=True)),
             "corpus": asdict(self.corpus),
             "train": asdict(self.train),
             "heldout": asdict(self.heldout),

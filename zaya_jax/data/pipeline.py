@@ -96,6 +96,8 @@ def prepare(
         used = _trained(surveys, rules, division, vocab_size, cache)
     used.check_fits(vocab_size)
     template = chat.ChatTemplate.find(data.chat_template, data.tokenizer or tokenizer)
+    if data.chat_template is not None:
+        _check_template(template, opened)
 
     def encoded(number: int, entry: Entry, advance: Callable[[int], object]) -> folders.Folder:
         if entry.folder is not None:
@@ -130,14 +132,15 @@ def assemble(
     rows: dict[str, list[PackedRows]] = {part: [] for part in folders.PARTS}
     sources = []
     for entry, (index, stores) in zip(entries, found, strict=True):
-        counted = {}
+        counted, rows_hash = {}, hashlib.sha256()
         for part, store in stores.items():
             plan = PACKINGS[data.packing](store.table, sequence_length)
             rows[part].append(PackedRows(store, plan, tokenizer.pad_id))
             counted[part] = PartInfo.of(store.table, plan)
+            rows_hash.update(f"{store.sha256} {plan.sha256} ".encode())
         if not counted["train"].rows:
             raise _nothing_fits(entry.source, sequence_length)
-        sources.append(SourceInfo(entry.weight, index.corpus, **counted))
+        sources.append(SourceInfo(entry.weight, index.corpus, rows_hash.hexdigest(), **counted))
     names = [source.corpus.source for source in sources]
     if len(set(names)) < len(names):
         raise ValueError(f"data.mixture: a source is there twice, among {', '.join(names)}")
@@ -154,7 +157,6 @@ def assemble(
             packing=data.packing,
             sequence_length=sequence_length,
             sources=tuple(sources),
-            encoder_sha256=tuple(index.encoder_sha256 for index, _ in found),
         ),
     )
 
@@ -186,7 +188,22 @@ def _agreed(
                 f"{folder} was prepared with another tokenizer (sha256 "
                 f"{index.tokenizer_sha256[:12]}, not {used.sha256[:12]}): prepare it with this one"
             )
+        if used.eos_id != index.eos_id:
+            raise ValueError(
+                f"{folder} was prepared with the end-of-sequence id {index.eos_id}, the tokenizer "
+                f"says {used.eos_id}: prepare it with this one"
+            )
     return used
+
+
+def _check_template(template: chat.ChatTemplate, opened: Mapping[Path, folders.Folder]) -> None:
+    """Prepared chats must be written as the template that the config names writes them."""
+    for folder, found in opened.items():
+        if found.has_chats and found.about.template_sha256 != template.sha256:
+            raise ValueError(
+                f"{folder} was prepared with another chat template than {template.name}: prepare "
+                "it with this one, or set data.chat_template = None to train on it as it is"
+            )
 
 
 def _trained(

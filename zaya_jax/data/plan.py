@@ -6,6 +6,7 @@ deterministic, so that a row can be made anywhere, from its number and the few e
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,14 @@ class Plan:
     def tokens(self) -> int:
         """Tokens in all rows."""
         return int(self.length.sum())
+
+    @property
+    def sha256(self) -> str:
+        """Hash (hex) of which tokens lie where."""
+        digest = hashlib.sha256(f"{self.sequence_length} {len(self)}".encode())
+        for field in (self.rows, self.example, self.start, self.length, self.opens):
+            digest.update(field.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     @property
     def efficiency(self) -> float:

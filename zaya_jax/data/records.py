@@ -1,7 +1,7 @@
 """Encoded examples on disk: ArrayRecord shards, and beside each a table of what plans need.
 
     train-00000-1f0c2a9b77d3.array_record    one record for each example
-    train-00000-1f0c2a9b77d3.npz             lengths, turns, think spans, names, bytes
+    train-00000-1f0c2a9b77d3.npz             lengths, turns, think spans, names, bytes, hash
 
 A record stands on its own: a header (tokens n, think spans k, assistant turns; uint32 each), the
 ids (n of uint16, or uint32 where the vocabulary needs it), the spans (k of start, stop, turn;
@@ -11,7 +11,9 @@ name of a shard ends in a hash of what went into it, so a shard that exists is t
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from zaya_jax.data.example import Example, Think
 
 SUFFIX = ".array_record"
 _HEADER = struct.Struct("<III")
+_OPEN_FILES = 256
+"""Shards that a store keeps open: far below what systems allow a process, 1024 commonly."""
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -117,8 +121,8 @@ class Table:
             bad=sum(table.bad for table in tables),
         )
 
-    def save(self, file: Path, names: Sequence[str]) -> None:
-        """Writes the table and the examples' names, whole or not at all."""
+    def save(self, file: Path, names: Sequence[str], sha256: str) -> None:
+        """Writes the table, and the names and the hash of the examples, whole or not at all."""
         with atomic_path(file) as scratch:
             np.savez(
                 scratch,
@@ -128,6 +132,7 @@ class Table:
                 sizes=self.sizes,
                 names=np.frombuffer("\0".join(names).encode(), np.uint8),
                 bad=np.array(self.bad),
+                sha256=np.array(sha256),
             )
 
     @classmethod
@@ -139,34 +144,58 @@ class Table:
 
 
 class Shard(NamedTuple):
-    """A file of examples: its name, the number of its records, and its size in bytes."""
+    """A file of examples.
+
+    Attributes:
+        file: its name.
+        records: number of examples.
+        bytes: its size.
+        sha256: hash (hex) of the examples, see `to_bytes`, one after the other.
+    """
 
     file: str
     records: int
     bytes: int
+    sha256: str
+
+    @classmethod
+    def at(cls, file: Path) -> Shard | None:
+        """The shard that was written there; None if there is none, or its table is damaged."""
+        if not file.exists():
+            return None
+        try:
+            with np.load(file.with_suffix(".npz"), allow_pickle=False) as arrays:
+                records, sha256 = arrays["lengths"].size, str(arrays["sha256"])
+        except Exception:  # what a damaged archive raises is not documented
+            return None
+        return cls(file.name, records, file.stat().st_size, sha256)
 
 
 def write_shard(
     file: Path, examples: Sequence[Example], names: Sequence[str], table: Table, vocab_size: int
-) -> None:
+) -> Shard:
     """Writes a shard and its table. The shard comes last: where it is, both are whole."""
-    table.save(file.with_suffix(".npz"), names)
     dtype = id_dtype(vocab_size)
+    records = [to_bytes(example, dtype) for example in examples]
+    sha256 = hashlib.sha256(b"".join(records)).hexdigest()
+    table.save(file.with_suffix(".npz"), names, sha256)
     with atomic_path(file) as scratch:
         writer = ArrayRecordWriter(str(scratch), "group_size:1")
-        for example in examples:
-            writer.write(to_bytes(example, dtype))
+        for record in records:
+            writer.write(record)
         writer.close()
+    return Shard(file.name, len(records), file.stat().st_size, sha256)
 
 
 class Store:
     """The examples of a list of shards, read when they are asked for.
 
-    In memory are the table (20 bytes an example, 16 a think span) and, once a shard was read from,
-    the index of its records; never the tokens.
+    In memory are the table (20 bytes an example, 16 a think span) and, of the shards that were read
+    from last, the index of their records; never the tokens.
 
     Attributes:
         table: of all examples, in order.
+        sha256: hash (hex) of the shards' hashes.
         vocab_size: ids are below this.
     """
 
@@ -182,12 +211,14 @@ class Store:
             if size != shard.bytes:
                 raise ValueError(f"{file} is damaged: {size} bytes instead of {shard.bytes}")
         self.vocab_size = vocab_size
+        hashes = " ".join(shard.sha256 for shard in shards)
+        self.sha256 = hashlib.sha256(hashes.encode()).hexdigest()
         self.table = Table.join(
             [_load_table((folder / shard.file).with_suffix(".npz"), shard) for shard in shards]
         )
         self._files = [folder / shard.file for shard in shards]
         self._first = np.cumsum([0, *(shard.records for shard in shards)])
-        self._readers: dict[int, ArrayRecordReader] = {}
+        self._readers: OrderedDict[int, ArrayRecordReader] = OrderedDict()  # the last used last
         self._dtype = id_dtype(vocab_size)
 
     def __len__(self) -> int:
@@ -212,16 +243,23 @@ class Store:
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         file = self._files[shard]
         try:
-            if shard not in self._readers:
-                options = "readahead_buffer_size:0,max_parallelism:0"  # for access at random
-                self._readers[shard] = ArrayRecordReader(str(file), options)
-            (data,) = self._readers[shard].read([int(number - self._first[shard])])
+            (data,) = self._reader(shard).read([int(number - self._first[shard])])
             example = from_bytes(data, self._dtype)
         except (RuntimeError, IndexError, ValueError) as error:
             raise ValueError(f"{file} is damaged: {error}") from error
         if len(example) != self.table.lengths[number] or example.ids.max() >= self.vocab_size:
             raise ValueError(f"{file} is damaged: it does not fit its table or its vocabulary")
         return example
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        """The open shard; it takes the place of the one that was not used for longest."""
+        if shard not in self._readers:
+            if len(self._readers) >= _OPEN_FILES:
+                self._readers.popitem(last=False)[1].close()
+            options = "readahead_buffer_size:0,max_parallelism:0"  # for access at random
+            self._readers[shard] = ArrayRecordReader(str(self._files[shard]), options)
+        self._readers.move_to_end(shard)
+        return self._readers[shard]
 
 
 def _load_table(file: Path, shard: Shard) -> Table:
