@@ -7,13 +7,18 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels import dispatch
-from pallas_kernels.router import reference
+from pallas_kernels.router import reference, triton
 from pallas_kernels.router.types import Routing, Weights
 
-__all__ = ["IMPLEMENTATIONS", "Routing", "Weights", "router"]
+__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "Routing", "Weights", "router"]
 
 # A chain of small matmuls and elementwise work: XLA compiles the definition as it is written.
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": reference.router, "reference": reference.router}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "triton": triton.router,
+    "xla": reference.router,
+    "reference": reference.router,
+}
+SUPPORTS = {"triton": triton.supports}
 
 
 def router(
@@ -38,8 +43,11 @@ def router(
       live: [T] bool; None means all.
       softmax_dtype: in which logits become probabilities.
     """
-    run = dispatch.select("router", IMPLEMENTATIONS, implementation)
-    return run(
+    return dispatch.call(
+        "router",
+        IMPLEMENTATIONS,
+        SUPPORTS,
+        implementation,
         x,
         state,
         weights,

@@ -8,6 +8,7 @@ import numpy as np
 
 from pallas_kernels.draws import Draws
 from pallas_kernels.router.types import Weights
+from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
 
 def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, dict]:
@@ -30,3 +31,34 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
     live = draws.array(np.arange(T) < T - 4, jnp.bool_)
     args = (draws.normal((T, D)), draws.normal((T, R)), weights, biases, live)
     return args, {"top_k": 1, "eps": 1e-5, "norm_dtype": wide, "softmax_dtype": wide}
+
+
+def shapes_8b(form: Form) -> dict[str, Call]:
+    """The router of a layer behind the first, in bfloat16, with padding in the batch."""
+    T, size = form.tokens, ZAYA1_8B
+    D, R, classes = size.hidden, size.router_width, size.experts + 1
+
+    def shaped(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    weights = Weights(
+        down=shaped(D, R),
+        down_bias=shaped(R),
+        state_scale=shaped(R),
+        norm=shaped(R),
+        fc1=shaped(R, R),
+        fc1_bias=shaped(R),
+        fc2=shaped(R, R),
+        fc2_bias=shaped(R),
+        out=shaped(R, classes),
+    )
+    wide = jnp.float32
+    args = (
+        shaped(T, D),
+        shaped(T, R),
+        weights,
+        shaped(classes, dtype=wide),
+        shaped(T, dtype=jnp.bool_),
+    )
+    options = dict(top_k=1, eps=size.norm_eps, norm_dtype=wide, softmax_dtype=wide)
+    return {"": Call(args, options)}
