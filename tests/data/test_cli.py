@@ -75,6 +75,8 @@ def test_a_row_shows_borders_and_what_is_not_learnt(tmp_path, capsys):
         (["--config.model.vocab_size=260"], "needs at least 267"),
         (["--out={tmp}"], "holds 'corpus'|holds 'small.py', which is no prepared data"),
         (["--out={tmp}/small.py"], "is a file, expected a folder"),
+        (["--out={tmp}/corpus/out"], "corpus/out lies in the source .* choose a folder elsewhere"),
+        (["--config.data.cache_dir={tmp}/corpus"], "corpus lies in the source"),
     ],
 )
 def test_mistakes_end_with_one_line(config, tmp_path, capsys, options, message):

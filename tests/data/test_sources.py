@@ -1,11 +1,13 @@
 import gzip
 import json
+import os
 import re
 import sys
 
 import pytest
 import zstandard
 
+from zaya_jax.data import split
 from zaya_jax.data.readers import BadRecord, Conversation, Document, Rules
 from zaya_jax.data.sources import fingerprint, read, survey
 
@@ -75,6 +77,20 @@ def test_folder_is_read_recursively_sorted_and_without_hidden_files(tmp_path):
     documents, info = read_corpus(str(tmp_path))
     assert documents == [("a.txt", "1"), ("b/two.txt", "2"), ("c.jsonl:1", "3")]
     assert info.empty == 1
+
+
+def test_names_that_are_no_text_are_read_all_the_same(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xff.txt", "wb") as file:
+        file.write(b"x")
+    (tmp_path / "\\udcff.jsonl").write_text('{"text": "y"}')
+    documents, info = read_corpus(str(tmp_path))
+    assert documents == [("\\udcff.jsonl:1", "y"), ("\\xff.txt", "x")]
+    assert info.documents == 2
+
+
+def test_a_byte_order_mark_before_json_lines_is_no_part_of_them(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
+    assert [d.text for d in read_corpus(str(tmp_path / "a.jsonl"))[0]] == ["a", "b"]
 
 
 def test_single_text_file_becomes_pieces_and_loses_nothing(tmp_path):
@@ -193,6 +209,8 @@ def test_half_a_surrogate_pair_in_json_is_bad_text(tmp_path):
     [
         ('{"text": ', "line 2: not JSON"),
         ("[" * 200_000, "line 2: not JSON"),
+        ('{"text": ' + "1" * 5000 + "}", "line 2: not JSON that can be read: Exceeds the limit"),
+        ('{"messages": [{"content": ' + "[" * 600 + "]" * 600 + "}]}", "line 2: .* too deep"),
         ('["text"]', "line 2: a list, not an object"),
         ('{"body": "x", "id": 1}', "line 2: no field 'text' or 'messages'; there is 'body', 'id'"),
         ('{"text": 5}', "line 2: 'text' is a int, not a string"),
@@ -261,6 +279,14 @@ def test_unknown_rules(field, value, message):
 
 
 # --- Fingerprint -----------------------------------------------------------------------------
+
+
+def test_copies_whose_keys_are_in_another_order_are_told_apart_but_not_parted():
+    calls = [{"tool_calls": [{"name": "f", "arguments": dict(pairs)}]}
+             for pairs in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)])]  # fmt: skip
+    a, b = (Conversation("x", [call]) for call in calls)
+    assert fingerprint([a]) != fingerprint([b])  # a template writes them in their order
+    assert split.place(a.content) == split.place(b.content)  # both held out, or neither
 
 
 def test_fingerprint_sees_names_texts_order_and_borders():

@@ -80,6 +80,7 @@ def prepare(
     entries = resolve(data)
     if out is not None and (done := [entry.source for entry in entries if entry.folder]):
         raise ValueError(f"{done[0]!r} is prepared already: name it in the config as it is")
+    _check_apart(out or cache, entries)
     given = tokenizer or data.tokenizer
     used = None if given is None else Tokenizer.load(given)
     if used is not None:
@@ -166,6 +167,18 @@ def _nothing_fits(source: str, sequence_length: int) -> ValueError:
         f"{source!r}: none of the examples to train on, or none of those held out, fits in "
         f"{sequence_length} tokens, be it without its thinking; raise train.sequence_length"
     )
+
+
+def _check_apart(place: Path, entries: list[Entry]) -> None:
+    """What is written must not be read as text the next time."""
+    for entry in entries:
+        source, inner = Path(entry.source).expanduser().resolve(), place.resolve()
+        if entry.folder is None and source.is_dir() and inner.is_relative_to(source):
+            if not any(part.startswith(".") for part in inner.relative_to(source).parts):
+                raise ValueError(
+                    f"{place} lies in the source {entry.source!r}, and what is written there would "
+                    "be read as a part of it: choose a folder elsewhere"
+                )
 
 
 def _agreed(

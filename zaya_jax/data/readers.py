@@ -7,6 +7,7 @@ bytes that are not UTF-8, and to records that are not what they should be, is de
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -37,6 +38,11 @@ class Document(NamedTuple):
         return self.text
 
     @property
+    def exact(self) -> str:
+        """All that ids are made of: the text."""
+        return self.text
+
+    @property
     def bytes(self) -> int:
         """Length of the content in UTF-8."""
         return len(self.content.encode())
@@ -53,6 +59,11 @@ class Conversation(NamedTuple):
     def content(self) -> str:
         """What is hashed and counted: the messages and tools as JSON, keys sorted."""
         return json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
+
+    @property
+    def exact(self) -> str:
+        """All that ids are made of: `content` with the keys in the order that templates see."""
+        return json.dumps([self.messages, self.tools], ensure_ascii=False)
 
     @property
     def bytes(self) -> int:
@@ -190,7 +201,10 @@ def conversation(
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             kind = type(value).__name__
             raise BadRecord(f"{where}: {field!r} is a {kind}, expected a list of objects")
-        found[field] = [_without_none(item) for item in value]
+        try:
+            found[field] = [_without_none(item) for item in value]
+        except RecursionError:
+            raise BadRecord(f"{where}: {field!r} is nested too deep") from None
     result = Conversation(name, found[messages_field] or [], found["tools"])
     try:
         result.content.encode()
@@ -216,6 +230,8 @@ def read_jsonl(path: Path, name: str, intake: Intake) -> Iterator[Record]:
     for number, line in enumerate(_lines(_bytes_of(path)), start=1):
         where = f"{path}, line {number}"
         start, offset = offset, offset + len(line)
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # as some editors write it
         text = intake.decode(line, where, start) if line.strip() else None
         if text is None:
             continue
@@ -316,7 +332,7 @@ def _json_record(text: str, intake: Intake, name: str, where: str) -> Record | N
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError alone: a number of 4300 digits
         raise BadRecord(f"{where}: not JSON that can be read: {error}") from None
 
 

@@ -86,7 +86,7 @@ class Fingerprint:
 
     def add(self, record: Record) -> None:
         """Takes in one more record."""
-        for part in (record.name, record.content):
+        for part in (record.name, record.exact):
             data = part.encode()
             self._digest.update(len(data).to_bytes(8, "little"))
             self._digest.update(data)
@@ -214,7 +214,7 @@ def _read_path(path: Path, intake: Intake) -> Iterator[Record]:
             yield from reader(file)(file, name, intake)
         return
     found = reader(path)
-    for record in found(path, path.name, intake):
+    for record in found(path, _name(Path(path.name)), intake):
         if found is read_text and isinstance(record, Document):
             yield from _cut(record)
         else:
@@ -238,8 +238,13 @@ def _files(root: Path, left_out: Collection[str] = ()) -> list[tuple[Path, str]]
         visited.add(real)
         folders[:] = sorted(name for name in folders if name[0] != "." and name not in passed_over)
         found += [Path(folder, name) for name in files if name[0] != "."]
-    named = [(path, path.relative_to(root).as_posix()) for path in found]
+    named = [(path, _name(path.relative_to(root))) for path in found]
     return sorted(named, key=lambda pair: pair[1])
+
+
+def _name(path: Path) -> str:
+    """A path as text that can be stored; bytes of it that are not UTF-8 become `\\xff`."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def _cut(document: Document) -> Iterator[Document]:
