@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from pallas_kernels import tuned
-from zaya_jax import aot
-from zaya_jax.aot import kernels, roofline, tune
+from pallas_kernels import dispatch, tuned
+from zaya_jax import aot, cli
+from zaya_jax.aot import kernels, roofline, timing, tune
 from zaya_jax.aot.targets import H100, MI300X
 
 pytestmark = pytest.mark.xdist_group("aot")
@@ -40,6 +43,34 @@ def test_the_climb_finds_the_best_and_compiles_nothing_twice():
     assert best["rows"] == 64 and best["num_warps"] == 2 and best["num_stages"] <= 2
     assert found == tune.Cost(0, 0, 1.0)
     assert tried == len(asked) == len(set(asked))
+
+
+def test_a_clock_decides_among_the_best_that_break_nothing():
+    def cost(choice):
+        return tune.Cost(0, int(choice["rows"] > 32), 1.0 / choice["rows"])
+
+    timed = []
+
+    def clock(choice):
+        timed.append(choice["rows"])
+        return abs(choice["num_warps"] - 8.0)
+
+    best, found, _ = tune.climb({"rows": 4, "num_warps": 4}, cost, clock)
+    assert best["num_warps"] == 8 and found == tune.Cost(0, 0, 0.0)
+    assert max(timed) <= 32 and len(timed) <= tune.TIMED
+
+
+def test_a_program_is_timed_on_what_is_attached():
+    x = jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)
+    program = aot.Program(lambda x, n: x @ x * n[0], (x, np.array([2], np.int32)))
+    assert 0 < timing.seconds_of(program) < 1
+
+
+def test_time_needs_the_targets_gpu(capsys):
+    if dispatch.platform() != "cpu":
+        pytest.skip("a GPU is attached")
+    assert cli.main(["kernels", "--tune", "--time", "--target=h100"]) == 2
+    assert "needs a GPU of cuda, and jax runs on cpu" in capsys.readouterr().err
 
 
 def test_settings_stay_within_what_compilers_take():

@@ -9,6 +9,7 @@ float32 product at reduced precision. docs/aot.md explains the columns.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ from absl import flags
 
 from pallas_kernels.shapes import FORMS
 from zaya_jax import options
-from zaya_jax.aot import kernels, roofline, tune
+from zaya_jax.aot import kernels, roofline, timing, tune
 from zaya_jax.aot.compiler import Compiler
 from zaya_jax.aot.report import Kernel, Launch, Report
 from zaya_jax.aot.second_opinion import SecondOpinion
@@ -25,6 +26,9 @@ from zaya_jax.aot.targets import TARGETS, Target, target_of
 from zaya_jax.errors import UserError, hint
 
 FLAGS = flags.FLAGS
+
+# Where `--tune` searches if no form is named.
+TUNED_AT = ("train_4k", "decode_8")
 
 HEAD = (
     f"{'kernel':<28} {'form':<11} {'regs':>4} {'spill':>5} {'scr':>3} {'shared':>7} {'occ':>4} "
@@ -95,6 +99,7 @@ def define_flags() -> None:
     flags.DEFINE_list("form", list(FORMS), f"shapes to compile at: {', '.join(FORMS)}")
     flags.DEFINE_boolean("second", True, "also ask the triton wheel's compiler")
     flags.DEFINE_boolean("tune", False, "first search better settings, and write tuned.json")
+    flags.DEFINE_boolean("time", False, "with --tune: let the attached GPU choose among the best")
     options.json()
 
 
@@ -109,12 +114,14 @@ def main(argv: list[str]) -> int:
         print("no op has a kernel")
         return 0
     calls = [name for op in ops for name in kernels.names(op, forms)]
+    for target in targets if FLAGS.time else ():
+        timing.require_attached(target)
     compilers = [Compiler(target) for target in targets]  # raises before anything is compiled
     if FLAGS.tune:
-        for compiler in compilers:
-            for op in ops:
-                findings = tune.tune(compiler, op, forms, lambda line: print(line, flush=True))
-                tune.write(op, compiler.target.platform, findings)
+        for compiler, op in itertools.product(compilers, ops):
+            tuning = forms if FLAGS["form"].present else list(TUNED_AT)
+            findings = tune.tune(compiler, op, tuning, _say, timed=FLAGS.time)
+            tune.write(op, compiler.target.platform, findings)
     with ThreadPoolExecutor(len(targets)) as pool:
         jobs = [pool.submit(_rows, compiler, calls, FLAGS.second) for compiler in compilers]
         found = [job.result() for job in jobs]
@@ -141,6 +148,10 @@ def main(argv: list[str]) -> int:
         }
     )
     return 1 if failed else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def record(row: Row | Whole) -> dict[str, Any]:

@@ -75,6 +75,28 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct | jax.Array | np.ndarray)
 
 
+def arrays_only(program: Program) -> tuple[Any, tuple[list, ...]]:
+    """The program's function and arguments with all but arrays bound: lists of arrays remain."""
+    import jax
+
+    flat = [jax.tree.flatten(argument) for argument in program.args]
+    masks = [list(map(is_array, leaves)) for leaves, _ in flat]
+
+    def call(*lists):
+        args = []
+        for given, (leaves, structure), mask in zip(lists, flat, masks, strict=True):
+            arrays = iter(given)
+            merged = [next(arrays) if own else leaf for leaf, own in zip(leaves, mask, strict=True)]
+            args.append(jax.tree.unflatten(structure, merged))
+        return program.function(*args)
+
+    lists = tuple(
+        [leaf for leaf, own in zip(leaves, mask, strict=True) if own]
+        for (leaves, _), mask in zip(flat, masks, strict=True)
+    )
+    return call, lists
+
+
 def load(name: str) -> Callable[..., Program]:
     """The function called "package.module:name".
 

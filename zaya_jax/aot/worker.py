@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.aot import machine_code, wheels
-from zaya_jax.aot.program import Job, Program, is_array, load
+from zaya_jax.aot.program import Job, arrays_only, load
 from zaya_jax.aot.report import Launch, Memory, Report, to_json
 from zaya_jax.aot.targets import Target, target_of
 
@@ -164,28 +164,6 @@ class Session:
             hlo=hlo if job.want_hlo else "",
             versions=wheels.versions(self.target),
         )
-
-
-def arrays_only(program: Program) -> tuple[Any, tuple[list, ...]]:
-    """The program's function and arguments with all but arrays bound: lists of arrays remain."""
-    import jax
-
-    flat = [jax.tree.flatten(argument) for argument in program.args]
-    masks = [list(map(is_array, leaves)) for leaves, _ in flat]
-
-    def call(*lists):
-        args = []
-        for given, (leaves, structure), mask in zip(lists, flat, masks, strict=True):
-            arrays = iter(given)
-            merged = [next(arrays) if own else leaf for leaf, own in zip(leaves, mask, strict=True)]
-            args.append(jax.tree.unflatten(structure, merged))
-        return program.function(*args)
-
-    lists = tuple(
-        [leaf for leaf, own in zip(leaves, mask, strict=True) if own]
-        for (leaves, _), mask in zip(flat, masks, strict=True)
-    )
-    return call, lists
 
 
 def _shape(array: Any, default: Any) -> Any:
