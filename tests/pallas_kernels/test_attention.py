@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 
 from pallas_kernels import dispatch, interpret, tuned
 from pallas_kernels.attention import IMPLEMENTATIONS, attention, example, reference, triton, visits
@@ -282,6 +283,18 @@ def test_shards_of_the_queries_give_what_the_whole_row_gives(implementation):
     for number, (a, b) in enumerate(zip(*parts, strict=True)):
         joined = jnp.concatenate([a, b], axis=1) if number < 2 else a + b
         np.testing.assert_allclose(joined, want[number], atol=2e-5)
+
+
+def test_gradients_of_the_definition_are_finite_differences():
+    with jax.enable_x64(True):
+        arrays = draw(8, 1, 6, 2, 1, 4, jnp.float64, T=9)
+        ids = packed(8, 1, 9)
+
+        @jax.jit
+        def both(q, k, v):
+            return reference.attention(q, k, v, ids, query_offset=2, window=4, return_lse=True)
+
+        check_grads(both, arrays[:3], order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
 
 
 def test_log_sum_exp_joins_two_calls():
