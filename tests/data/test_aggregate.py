@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from zaya_jax.data.aggregate import (
     BOXED,
     Pool,
     Settings,
+    Written,
     build_prompt,
     candidate,
     examples,
@@ -171,6 +173,16 @@ def test_examples_learn_the_teachers_aggregation_only(tokenizer):
     assert said == "<think>compare</think>4<|im_end|>"
 
 
+def test_answers_that_came_to_no_end_are_left_out_and_counted(tokenizer, tmp_path):
+    answers = ["<think>cut off", "<think>no answer</think> ", "opened before</think>4", "plain"]
+    shown = [{"candidates": [0], "rollout": answer} for answer in answers]
+    pool = Pool.parse({"problem": "p", "rollouts": ["a"], "aggregated": shown})
+    said = [turns[-1]["content"] for turns in examples(pool, tokenizer, Settings())]
+    assert said == ["<think>opened before</think>4", "plain"]
+    out = tmp_path / "chat.jsonl"
+    assert write_examples([pool], out, tokenizer, Settings()) == Written(examples=2, unfinished=2)
+
+
 @given(st.integers(1, 6), st.integers(1, 40))
 def test_a_prompt_is_bounded_by_its_candidates(tokenizer, c, tokens):
     settings = Settings(candidates=c, tail=tokens)
@@ -187,9 +199,10 @@ def test_from_pools_to_a_file_to_train_on(tokenizer, tmp_path):
     with gzip.open(tmp_path / "pools.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(lines))
     settings = Settings(tail=20)
-    for name in ("pools.jsonl", "pools.jsonl.gz"):
+    (tmp_path / "pools.jsonl.zst").write_bytes(zstandard.compress("\n".join(lines).encode()))
+    for name in ("pools.jsonl", "pools.jsonl.gz", "pools.jsonl.zst"):
         pools = read_pools(tmp_path / name)
-        assert write_examples(pools, tmp_path / "chat.jsonl", tokenizer, settings) == 4
+        assert write_examples(pools, tmp_path / "chat.jsonl", tokenizer, settings) == (4, 0)
         chats = (tmp_path / "chat.jsonl").read_text(encoding="utf-8").splitlines()
         first = json.loads(chats[0])["messages"]
         assert first == list(examples(POOL, tokenizer, settings)[0])

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -65,6 +66,55 @@ def test_a_row_shows_borders_and_what_is_not_learnt(tmp_path, capsys):
     assert row.count("<|im_start|>assistant\n⟧<think>hm</think>done<|im_end|>⟦\n⟧") == 2
 
 
+POOL = {
+    "problem": "2+2?",
+    "rollouts": ["<think>" + "count on " * 50 + "</think>4", "<think>hm</think>5"],
+    "aggregated": [
+        {"candidates": [1, 0], "rollout": "<think>The first is wrong.</think>4"},
+        {"candidates": [0, 1], "rollout": "<think>Let me see"},
+    ],
+}
+
+
+def test_pools_become_chats_to_train_on(config, tmp_path, capsys):
+    pools, out, record = (tmp_path / name for name in ("pools.jsonl", "rsa.jsonl", "told.json"))
+    pools.write_text("".join(json.dumps({**POOL, "problem": f"{i}+{i}?"}) + "\n" for i in range(9)))
+    command = ["data", config, f"--pools={pools}", "--tail=30", f"--out={out}", f"--json={record}"]
+    assert cli.main(command) == 0
+    assert "9 aggregation examples, 9 unfinished left out" in capsys.readouterr().out
+    assert json.loads(record.read_text()) == {"examples": 9, "unfinished": 9}
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all("Candidate 2 (only the end of its reasoning)" in line["messages"][0]["content"]
+               for line in lines)  # fmt: skip
+    assert cli.main([*command, "--hybrid"]) == 0
+    assert "Reference 2 (its final answer):\\n4" in out.read_text()
+    length = "--config.model.context_length=900", "--config.train.sequence_length=900"
+    source = [f"--config.data.source={out}", *length]
+    assert cli.main(["data", config, *source, "--workers=0", "--row=0"]) == 0
+    assert "⟧<think>The first is wrong.</think>4<|im_end|>" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pools={tmp}/pools.jsonl"], "--out is missing"),
+        (["--pools={tmp}/pools.jsonl", "--out={tmp}/pools.jsonl"], "is the file of --pools"),
+        (["--pools={tmp}/pools.jsonl", "--out={tmp}/chats"], "expected a file to write"),
+        (["--pools={tmp}/pools.jsonl", "--out={tmp}/o.jsonl"], "line 2: problem is None"),
+        (["--pools={tmp}/none.jsonl", "--out={tmp}/o.jsonl"], "No such file .*none.jsonl"),
+        (["--pools={tmp}/pools.jsonl", "--out={tmp}/o.jsonl", "--tail=0"], "tail is 0"),
+    ],
+)
+def test_mistakes_with_pools_end_with_one_line(config, tmp_path, capsys, options, message):
+    pools = json.dumps(POOL) + "\n{}\n"
+    (tmp_path / "pools.jsonl").write_text(pools)
+    assert cli.main(["data", config, *(option.format(tmp=tmp_path) for option in options)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "o.jsonl").exists()
+    assert (tmp_path / "pools.jsonl").read_text() == pools
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -80,8 +130,6 @@ def test_a_row_shows_borders_and_what_is_not_learnt(tmp_path, capsys):
     ],
 )
 def test_mistakes_end_with_one_line(config, tmp_path, capsys, options, message):
-    import re
-
     options = [option.format(tmp=tmp_path) for option in options]
     assert cli.main(["data", config, "--workers=0", *options]) == 2
     error = capsys.readouterr().err

@@ -8,19 +8,20 @@ however long the rollouts were.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from zaya_jax.data import messages
 from zaya_jax.data.cache import atomic_path
 from zaya_jax.data.messages import THINK
+from zaya_jax.data.readers import lines
 from zaya_jax.data.sandbox import Template
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
@@ -147,55 +148,59 @@ def examples(
 ) -> list[tuple[dict[str, str], ...]]:
     """Conversations to learn from: each aggregation prompt with the teacher's answer to it.
 
-    No verifier looks at the answers. What was shown is recorded in the pool, so nothing is drawn.
+    No verifier looks at the answers; those that came to no end are left out. What was shown is
+    recorded in the pool, so nothing is drawn.
     """
     return [
-        (
-            *_messages(pool, picked, tokenizer, settings),
-            {"role": "assistant", "content": rollout},
-        )
+        (*_messages(pool, picked, tokenizer, settings), turn)
         for picked, rollout in pool.aggregated
+        if (turn := _turn(rollout)) is not None
     ]
 
 
 def read_pools(path: Path) -> Iterator[Pool]:
-    """Pools of a JSONL file (plain or .gz), one a line; empty lines are passed over.
+    """Pools of a JSONL file (plain, .gz or .zst), one a line; empty lines are passed over.
 
     Raises:
-        ValueError: a malformed line; names the file, the line and the field.
+        FileNotFoundError: there is no such file.
+        ValueError: a malformed line or archive; names the file, the line and the field.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-            try:
-                yield Pool.parse(record)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+    for number, line in enumerate(lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+        try:
+            yield Pool.parse(record)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+class Written(NamedTuple):
+    """What became of pools: examples that were written, and answers left out as unfinished."""
+
+    examples: int
+    unfinished: int
 
 
 def write_examples(
     pools: Iterable[Pool], out: Path, tokenizer: Tokenizer, settings: Settings
-) -> int:
+) -> Written:
     """Writes the examples of all pools as a JSONL of `{"messages": [...]}`, to be trained on.
 
     The file is there when it is whole.
-
-    Returns:
-        The number of examples.
     """
-    written = 0
+    written = unfinished = 0
     with atomic_path(out) as scratch, scratch.open("w", encoding="utf-8") as file:
         for pool in pools:
-            for messages in examples(pool, tokenizer, settings):
-                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-                written += 1
-    return written
+            found = examples(pool, tokenizer, settings)
+            for conversation in found:
+                file.write(json.dumps({"messages": conversation}, ensure_ascii=False) + "\n")
+            written += len(found)
+            unfinished += len(pool.aggregated) - len(found)
+    return Written(written, unfinished)
 
 
 def select(
@@ -282,6 +287,21 @@ def _messages(
 ) -> tuple[dict[str, str], ...]:
     shown = [candidate(pool.rollouts[i], tokenizer, settings) for i in picked]
     return ({"role": "user", "content": build_prompt(pool.problem, shown, settings)},)
+
+
+def _turn(rollout: str) -> dict[str, str] | None:
+    """A rollout as the assistant's message; None if it has no answer, or stops while it thinks.
+
+    One whose `<think>` stood in the prompt gets it back.
+    """
+    if THINK[1] in rollout and THINK[0] not in rollout:
+        rollout = THINK[0] + rollout
+    turn = {"role": "assistant", "content": rollout}
+    try:
+        messages.parse([turn])
+    except ValueError:
+        return None
+    return turn
 
 
 def _aggregated(entry: Any, path: str, rollouts: int) -> tuple[tuple[int, ...], str]:

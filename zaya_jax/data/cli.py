@@ -1,23 +1,29 @@
 """Prepares the data of a config offline: encoded once, to be trained on at any context length.
 
 A preparation that was ended, in whatever way, goes on with what is done when the command is given
-again. Without --out the examples go where training would put them, into data.cache_dir."""
+again. Without --out the examples go where training would put them, into data.cache_dir.
+
+With --pools nothing is prepared: rollouts become a JSONL of chats that teach a model to aggregate
+(Markovian RSA), which is then a source like any other."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from zaya_jax import options
-from zaya_jax.data import Prepared, prepare, show
+from zaya_jax.config import Experiment
+from zaya_jax.data import Prepared, aggregate, prepare, show
 from zaya_jax.data.entries import MIXTURE
 from zaya_jax.data.packing import JoinedRows, PackedRows
+from zaya_jax.data.pipeline import tokenizer_of
 from zaya_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -26,9 +32,15 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """See `zaya_jax.options`."""
     options.config()
-    options.out("folder for the prepared data, to train from with --config.data.source=FOLDER")
+    options.out(
+        "folder for the prepared data, to train from with --config.data.source=FOLDER; "
+        "with --pools the JSONL to write"
+    )
     flags.DEFINE_integer("workers", None, "processes that encode (default: one a core)")
     flags.DEFINE_integer("row", None, "show this row of the training data as text")
+    flags.DEFINE_string("pools", None, "JSONL of rollouts to make aggregation examples of")
+    flags.DEFINE_integer("tail", 4096, "with --pools: tokens shown of a rollout's reasoning")
+    flags.DEFINE_bool("hybrid", False, "with --pools: show finished rollouts by their answers")
     options.json()
 
 
@@ -43,9 +55,11 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = None
     if data.tokenizer is None and train.init_from is not None:
         tokenizer = str(load.tokenizer_of(train.init_from))
+    if FLAGS.pools is not None:
+        return _aggregate(experiment, tokenizer)
     if out is not None:
         _check_folder(out)
-    try:
+    with _told(out or Path(data.cache_dir)):
         prepared = prepare(
             data,
             vocab_size=experiment.model.vocab_size,
@@ -56,12 +70,6 @@ def main(argv: Sequence[str]) -> int:
             out=out,
             workers=workers,
         )
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        raise UserError(f"data: {error}") from error
-    except OSError as error:
-        raise UserError(f"--out={out or data.cache_dir}: cannot write there: {error}") from error
     histograms = [show.histogram(lengths) for lengths in _lengths(prepared)]
     for line in show.summary(prepared.info, histograms):
         print(line)
@@ -76,6 +84,41 @@ def main(argv: Sequence[str]) -> int:
     if out is not None:
         print(f"done: {out}; train on it with --config.data.source={out}", file=sys.stderr)
     return 0
+
+
+def _aggregate(experiment: Experiment, start: str | None) -> int:
+    """Writes the aggregation examples of pools.
+
+    Args:
+        experiment: names the tokenizer that tails are counted by, or sources to train one on.
+        start: the tokenizer of the weights to start from, if the config names none.
+    """
+    pools, out = Path(FLAGS.pools), Path(options.require("out"))
+    if not out.name.endswith(".jsonl") or out.is_dir():
+        raise UserError(f"--out={out}: with --pools expected a file to write, NAME.jsonl")
+    if out.resolve() == pools.resolve():
+        raise UserError(f"--out={out} is the file of --pools: give another name")
+    settings = aggregate.Settings(tail=FLAGS.tail, hybrid=FLAGS.hybrid)
+    with _told(out):
+        tokenizer = tokenizer_of(experiment.data, experiment.model.vocab_size, start)
+        written = aggregate.write_examples(aggregate.read_pools(pools), out, tokenizer, settings)
+    print(f"{written.examples:,} aggregation examples, {written.unfinished:,} unfinished left out")
+    options.write_json(written._asdict())
+    print(f"done: {out}; a source of chats: --config.data.source={out}", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Mistakes in the data, and places that cannot be written to, as errors of the user's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise UserError(f"data: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the data, or not write to {place}: {error}") from error
 
 
 def _workers() -> int:

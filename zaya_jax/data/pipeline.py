@@ -76,26 +76,11 @@ def prepare(
             that a source was prepared with.
     """
     rules, division = Rules.of(data), Division(data.heldout_fraction, data.heldout_max_bytes)
-    cache = Path(data.cache_dir)
-    entries = resolve(data)
+    cache, entries = Path(data.cache_dir), resolve(data)
     if out is not None and (done := [entry.source for entry in entries if entry.folder]):
         raise ValueError(f"{done[0]!r} is prepared already: name it in the config as it is")
     _check_apart(out or cache, entries)
-    given = tokenizer or data.tokenizer
-    used = None if given is None else Tokenizer.load(given)
-    if used is not None:
-        used.check_fits(vocab_size)
-    opened = {entry.folder: folders.open_folder(entry.folder) for entry in entries if entry.folder}
-    used = _agreed(used, entries, opened, division)
-    with _bar(None, "reading") as bar:
-        surveys = {
-            entry.source: survey(entry.source, rules, bar.update)
-            for entry in entries
-            if entry.folder is None
-        }
-    if used is None:
-        used = _trained(surveys, rules, division, vocab_size, cache)
-    used.check_fits(vocab_size)
+    opened, surveys, used = _look(data, entries, vocab_size, tokenizer or data.tokenizer)
     template = chat.ChatTemplate.find(data.chat_template, data.tokenizer or tokenizer)
     if data.chat_template is not None:
         _check_template(template, opened)
@@ -118,6 +103,41 @@ def prepare(
     if out is not None:
         write_mixture(out, entries)
     return assemble(data, entries, found, used, sequence_length, batch_size, seed)
+
+
+def tokenizer_of(data: Data, vocab_size: int, tokenizer: str | None = None) -> Tokenizer:
+    """The tokenizer that `prepare` uses; arguments and errors are as there."""
+    if given := tokenizer or data.tokenizer:
+        return Tokenizer.load(given)
+    return _look(data, resolve(data), vocab_size, None).tokenizer
+
+
+class _Seen(NamedTuple):
+    """Sources that were looked at: the prepared ones, the others, and the tokenizer for all."""
+
+    opened: dict[Path, folders.Folder]
+    surveys: dict[str, Survey]
+    tokenizer: Tokenizer
+
+
+def _look(data: Data, entries: list[Entry], vocab_size: int, given: str | None) -> _Seen:
+    """Opens prepared sources, reads raw ones once, and trains a tokenizer if there is none."""
+    rules, division = Rules.of(data), Division(data.heldout_fraction, data.heldout_max_bytes)
+    used = None if given is None else Tokenizer.load(given)
+    if used is not None:
+        used.check_fits(vocab_size)
+    opened = {entry.folder: folders.open_folder(entry.folder) for entry in entries if entry.folder}
+    used = _agreed(used, opened, division)
+    with _bar(None, "reading") as bar:
+        surveys = {
+            entry.source: survey(entry.source, rules, bar.update)
+            for entry in entries
+            if entry.folder is None
+        }
+    if used is None:
+        used = _trained(surveys, rules, division, vocab_size, Path(data.cache_dir))
+    used.check_fits(vocab_size)
+    return _Seen(opened, surveys, used)
 
 
 def assemble(
@@ -183,7 +203,6 @@ def _check_apart(place: Path, entries: list[Entry]) -> None:
 
 def _agreed(
     used: Tokenizer | None,
-    entries: list[Entry],
     opened: Mapping[Path, folders.Folder],
     division: Division,
 ) -> Tokenizer | None:

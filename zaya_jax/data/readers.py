@@ -11,7 +11,7 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -227,7 +227,7 @@ def read_jsonl(path: Path, name: str, intake: Intake) -> Iterator[Record]:
         ValueError: as the rules say, or a damaged archive.
     """
     offset = 0
-    for number, line in enumerate(_lines(_bytes_of(path)), start=1):
+    for number, line in enumerate(lines(path), start=1):
         where = f"{path}, line {number}"
         start, offset = offset, offset + len(line)
         if number == 1:
@@ -376,10 +376,14 @@ def _zstd(path: Path) -> Iterator[bytes]:
         raise zstandard.ZstdError("it ends within a frame")
 
 
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines with their ends, `\\n` alone being one."""
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, plain, `.gz` or `.zst`, with their ends, `\\n` alone being one.
+
+    Raises:
+        ValueError: a damaged or truncated archive.
+    """
     begun: list[bytes] = []
-    for piece in pieces:
+    for piece in _bytes_of(path):
         *whole, rest = piece.split(b"\n")
         for line in whole:
             begun += line, b"\n"
