@@ -17,7 +17,7 @@ def draw(
     *,
     shape: tuple[int, int] = (2, 19),
     heads: tuple[int, int] = (4, 2),
-    channels: int = 16,
+    channels: int = 64,
     kernels: tuple[int, int] = (2, 2),
     with_state: bool = False,
 ) -> tuple[tuple, dict]:

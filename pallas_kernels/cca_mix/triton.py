@@ -57,7 +57,7 @@ def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(static: Static, arrays, weights: Weights, cos, sin, positions, state: State | None):
-    settings = tuned.settings("cca_mix", "forward")
+    settings = tuned.settings("cca_mix", "decode" if static.S == 1 else "forward")
     tokens, C, H = static.tokens(settings), static.C, static.H
 
     def cca_mix_forward(q, k, current, delayed, *refs):

@@ -120,11 +120,11 @@ def _route(static: Static, x, state, weights: Weights, biases, live):
         tile.store_vector(choices, choice)
         counted = tile.index < static.T
         if live_ref is not None:
-            counted = counted & (tile.load_vector(live_ref) != 0)
+            counted = counted & tile.load_vector(live_ref, False)
             choice = jnp.where(counted, choice, static.classes)
         tile.store_vector(index, choice)
         own = jnp.sum(jnp.where(chosen & counted[:, None], 1, 0), axis=0)
-        plgpu.store(counts.at[pl.program_id(0) * static.columns + column], own)
+        plgpu.store(counts.at[pl.program_id(0) * static.classes + column], own, mask=exists)
 
     def shaped(*shape, dtype=static.dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -141,17 +141,17 @@ def _route(static: Static, x, state, weights: Weights, biases, live):
             shaped(T, classes, dtype=jnp.float32),
             shaped(T, dtype=jnp.float32),
             shaped(T, dtype=jnp.int32),
-            shaped(programs * static.columns, dtype=jnp.int32),
+            shaped(programs * classes, dtype=jnp.int32),
         ],
     )(
         x,
         *(w for w in weights if w is not None),
         biases,
         *((state,) if static.with_state else ()),
-        *((live.astype(jnp.int32),) if live is not None else ()),
+        *((live,) if live is not None else ()),
     )
     index, weight, next_state, probability, log_normalizer = outs
-    counts = jnp.sum(shares.reshape(programs, -1), axis=0)[:classes]
+    counts = jnp.sum(shares.reshape(programs, classes), axis=0) if programs > 1 else shares
     routing = Routing(
         index[:, None], weight[:, None], next_state, probability, counts, log_normalizer
     )

@@ -1,0 +1,166 @@
+"""router: implementations against the definition, and what a user would miss if it broke."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import dispatch, interpret, special, tuned
+from pallas_kernels.draws import Draws
+from pallas_kernels.router import IMPLEMENTATIONS, Weights, example, reference, router, triton
+from tests.pallas_kernels.agreement import assert_close, evaluate, widened
+
+# Relative to the largest entry. float32: sums of at most 48 terms through five layers. bfloat16:
+# each of five layers rounds its 2^-9 into the next, gradients pass them twice.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(interpret.VARIABLE, "1")
+        yield
+
+
+def draw(seed: int, T: int, D: int, R: int, classes: int, dtype, state=True, live=True):
+    draws = Draws(seed, jnp.dtype(dtype))
+    weights = Weights(
+        down=draws.normal((D, R), D**-0.5),
+        down_bias=draws.normal((R,), 0.3),
+        state_scale=draws.normal((R,)) if state else None,
+        norm=draws.normal((R,), 0.3, mean=1),
+        fc1=draws.normal((R, R), R**-0.5),
+        fc1_bias=draws.normal((R,), 0.3),
+        fc2=draws.normal((R, R), R**-0.5),
+        fc2_bias=draws.normal((R,), 0.3),
+        out=draws.normal((R, classes)),
+    )
+    biases = draws.normal((classes,), 0.1, dtype=jnp.float32)
+    alive = draws.array(draws.numpy.random(T) < 0.7, jnp.bool_) if live else None
+    previous = draws.normal((T, R)) if state else None
+    options = dict(top_k=1, eps=1e-5, norm_dtype=jnp.float32, softmax_dtype=jnp.float32)
+    return (draws.normal((T, D)), previous, weights, biases, alive), options
+
+
+def check(args, options):
+    """The kernel's values and gradients; decisions where the runner-up is not within rounding."""
+    tolerance = TOLERANCE[args[0].dtype.name]
+    found, grown = evaluate(IMPLEMENTATIONS["triton"], args, options)
+    expected, expected_grown = evaluate(reference.router, widened(args), options)
+    biased = np.sort(np.asarray(expected.probabilities + args[3]), axis=1)
+    clear = biased[:, -1] - biased[:, -2] > 2 * tolerance if biased.shape[1] > 1 else [True]
+    np.testing.assert_array_equal(np.asarray(found.index)[clear], np.asarray(expected.index)[clear])
+    index = np.asarray(found.index)
+    classes = biased.shape[1]
+    np.testing.assert_array_equal(
+        found.counts, np.bincount(index[:, 0], minlength=classes + 1)[:-1]
+    )
+    assert found.weight.dtype == found.state.dtype == args[0].dtype
+    if not np.all(clear):  # another choice is another function: its gradients are not compared
+        expected = expected._replace(weight=found.weight)
+    apart = dict(index=found.index, counts=found.counts)
+    assert_close(found, expected._replace(**apart), tolerance, floor=1)
+    if np.all(clear):
+        assert_close(grown, expected_grown, tolerance, floor=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "T", "D", "R", "classes", "state", "live"),
+    [
+        ("float32", 37, 40, 32, 5, True, True),
+        pytest.param("float32", 1, 16, 16, 17, False, False, marks=pytest.mark.slow),
+        pytest.param("float32", 16, 33, 48, 1, True, False, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 21, 48, 32, 17, True, True, marks=pytest.mark.slow),
+    ],
+)
+def test_kernel_agrees_with_the_definition(dtype, T, D, R, classes, state, live):
+    """Tokens that fill no tile, channels that fill no block, a width of several parts."""
+    chosen = {"tokens": 16, "block": 16, "chunk": 16, "num_warps": 4, "num_stages": 1}
+    with tuned.trying("router", "forward", chosen), tuned.trying("router", "backward", chosen):
+        check(*draw(1, T, D, R, classes, dtype, state, live))
+
+
+def test_all_tokens_to_one_expert_are_counted_there():
+    args, options = draw(0, 20, 16, 16, 4, "float32", live=False)
+    biases = args[3].at[2].set(10.0)
+    for name in IMPLEMENTATIONS:
+        routing = router(*args[:3], biases, **options, implementation=name)
+        assert (routing.index == 2).all()
+        np.testing.assert_array_equal(routing.counts, [0, 0, 20, 0])
+
+
+def test_bias_moves_the_choice_but_not_the_weight():
+    args, options = example.draw(0, jnp.float32)
+    x, state, weights, biases, _ = args
+    plain = router(x, state, weights, biases, **options)
+    pushed = router(x, state, weights, biases.at[3].set(10.0), **options)
+    assert (pushed.index == 3).all() and not (plain.index == 3).all()
+    np.testing.assert_array_equal(pushed.weight[:, 0], pushed.probabilities[:, 3])
+    np.testing.assert_array_equal(pushed.probabilities, plain.probabilities)
+
+
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+def test_never_routes_nor_counts_padding(implementation):
+    args, options = example.draw(0, jnp.float32)
+    routing = router(*args, **options, implementation=implementation)
+    live, classes = args[4], args[3].shape[0]
+    assert (routing.index[~live] == classes).all() and (routing.index[live] < classes).all()
+    assert routing.counts.sum() == live.sum()
+
+
+def test_top_k_takes_distinct_classes_by_biased_probability():
+    args, options = example.draw(2, jnp.float32)
+    routing = router(*args, **{**options, "top_k": 3})
+    biased = np.asarray(routing.probabilities + args[3])
+    live = np.asarray(args[4])
+    expected = np.argsort(-biased, axis=-1)[:, :3]
+    np.testing.assert_array_equal(np.asarray(routing.index)[live], expected[live])
+
+
+def test_says_what_the_kernel_lacks():
+    args, options = example.draw(0, jnp.float32)
+    assert triton.supports(*args, **options) is None
+    linear = Weights(*(None,) * 8, out=args[2].out)
+    for changed, told in (
+        ({"top_k": 2}, "top_k = 1, not 2"),
+        ({"softmax_dtype": jnp.bfloat16}, "softmax and biases in float32, not bfloat16"),
+        ({"weights": linear}, "not a linear one"),
+        ({"x": args[0].astype(jnp.float16)}, "not float16"),
+    ):
+        names = dict(zip(("x", "state", "weights", "biases", "live"), args, strict=True))
+        with pytest.raises(ValueError, match=told):
+            router(**{**names, **options, **changed}, implementation="triton")
+
+
+def test_gelu_is_exact():
+    """Beside torch's definition in float64, tails included; and its slope beside a difference."""
+    x = np.linspace(-12, 12, 4001)
+    with jax.enable_x64(True):
+        exact = np.asarray(jax.nn.gelu(jnp.asarray(x, jnp.float64), approximate=False))
+        slopes = np.asarray(
+            jax.vmap(jax.grad(lambda v: jax.nn.gelu(v, approximate=False)))(
+                jnp.asarray(x, jnp.float64)
+            )
+        )
+    value, slope = special.gelu_and_slope(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(value, exact, atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(slope, slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+def test_lowers_for_a_gpu_forward_and_backward(platform, monkeypatch):
+    monkeypatch.delenv(interpret.VARIABLE)
+    args, options = draw(0, 100, 64, 32, 17, "bfloat16")
+    floats = [x for x in jax.tree.leaves(args) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert len(floats) == len(jax.tree.leaves(args)) - 1
+
+    def loss(x, state, weights):
+        routing = router(x, state, weights, *args[3:], **options)
+        return jnp.sum(routing.weight.astype(jnp.float32)) + jnp.sum(routing.probabilities)
+
+    with dispatch.compiling_for(platform):
+        step = jax.jit(lambda *a: jax.value_and_grad(loss, argnums=(0, 1, 2))(*a))
+        text = step.trace(*args[:3]).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("gpu$xla.gpu.triton") == 2
