@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from zaya_jax import lora
+from zaya_jax.config import Lora
 from zaya_jax.errors import UserError
 from zaya_jax.load import load
 from zaya_jax.train import loop, start
+from zaya_jax.train import state as train_state
 from zaya_jax.train.weights import restore_trained, restore_weights
 
 
@@ -87,3 +89,15 @@ def test_a_base_without_a_checkpoint_is_named(runs, experiment, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="no checkpoints yet"):
         start.load_base(adapted, tmp_path / "run")
+
+
+def test_a_run_that_gives_its_state_away_can_go_back_to_its_start(runs):
+    """The base's biases are needed again after a rollback: the step must not donate them."""
+    _, adapted = runs
+    first = train_state.init(dataclasses.replace(adapted, lora=Lora()))
+    base = start.Weights(first.params, first.biases)
+    expected = jax.tree.map(np.array, base.biases)
+    give_away = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)
+    give_away(loop._placed(start.first_state(adapted, print, base)))
+    again = start.first_state(adapted, print, base)
+    jax.tree.map(np.testing.assert_array_equal, dict(again.biases), dict(expected))

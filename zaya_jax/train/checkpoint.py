@@ -125,9 +125,10 @@ class Checkpoints:
         Raises:
           UserError: there was no room; what was half written has been removed.
         """
-        error, self._failure = self._failure, None
+        error = self._failure
         if error is None:
-            return
+            return  # and leaves it alone: the writer may have failed since
+        self._failure = None
         self._clear()
         if not _NO_ROOM.search(f"{error!r} {error}"):
             raise error

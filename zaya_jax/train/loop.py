@@ -112,6 +112,7 @@ class _Run:
         self.experiment, self.folder, self.prepared = experiment, folder, prepared
         self.checkpoints, self.progress = checkpoints, progress
         self.stop, self.compiled = stop, compiled
+        self.bits_per_byte: dict[int, float] = {}
         self.base: start.Weights | None = None
         if experiment.lora.rank:
             self.base = start.load_base(experiment, folder, progress.say)
@@ -126,13 +127,15 @@ class _Run:
         self.feed = Feed(prepared.train)
         self.rate = throughput.Rate()
         self.peak = throughput.peak_flops(experiment, jax.devices()[0])
-        self.bits_per_byte: dict[int, float] = {}
 
     def _begin(self, state: TrainState) -> None:
         """Takes up the run at a state: from here on its records are written."""
         # Placed, as a restored state is: a resumed run finds its program in jax's cache.
         self.state = _placed(state)
         self.writer = Writer(self.folder, int(state.step), self.experiment)
+        self.bits_per_byte = {
+            step: bits for step, bits in self.bits_per_byte.items() if step <= int(state.step)
+        }
         self.evaluated = {record["step"] for record in metrics_lib.evaluations(self.folder)}
 
     def close(self) -> None:
@@ -310,6 +313,7 @@ class _Run:
                 f"rollbacks; the last had a loss of {refused.loss:.4g} and a gradient norm of "
                 f"{refused.grad_norm:.4g}",
             )
+        del self.state  # there may be no room for two
         state = self.checkpoints.restore(scheduled=True)
         if state is None:
             state = start.first_state(self.experiment, lambda line: None, self.base)

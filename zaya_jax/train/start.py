@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.config import Experiment
@@ -44,14 +45,17 @@ def first_state(
     Args:
       experiment: what to train.
       tell: gets a line for each field that may differ from the weights' model, and does.
-      base: what `load_base` gave, under LoRA: its biases are the run's.
+      base: what `load_base` gave, under LoRA: the run has a copy of its biases. The step gives the
+        buffers of its state away, and a run that goes back to its start needs them again.
 
     Raises:
       UserError: as `read_weights`.
     """
     if base is not None:
         state = train_state.init(experiment)
-        return train_state.from_weights(experiment, state.params, dict(base.biases))
+        return train_state.from_weights(
+            experiment, state.params, {path: jnp.copy(b) for path, b in base.biases.items()}
+        )
     if experiment.train.init_from is None:
         return train_state.init(experiment)
     weights = read_weights(experiment, experiment.train.init_from, tell)
