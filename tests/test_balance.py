@@ -65,7 +65,7 @@ def run(config, errors, start):
 
 @pytest.mark.parametrize("kind", [kind for kind in BALANCERS if kind != "none"])
 def test_overloaded_biases_fall_and_the_skip_bias_never_moves(kind):
-    config = Balance(kind=kind, rate=1e-2, kd=0.05)
+    config = Balance(kind=kind, rate=1e-2, ki=0.01, kd=0.05)
     error = balance.error(jnp.array([8, 1, 3, 7]), 3)
     biases = run(config, jnp.tile(error, (50, 1)), [0.0, 0.0, 0.0, -1.0])
     assert biases[-1, 0] < -0.1 and biases[-1, 1] > 0.1

@@ -20,6 +20,11 @@ def load(path: Path):
     return module.get_config()
 
 
+FROZEN = {
+    f"optim__factors__{group}": 0.0 for group in ("matrix", "embedding", "convolution", "vector")
+}
+
+
 def changed(**overrides):
     """A default ConfigDict with dotted fields (`__` for the dot) set, frozen."""
     settings = config.to_config_dict(Experiment())
@@ -86,6 +91,12 @@ def test_optional_field_can_be_set_by_an_override():
         (dict(train__sequence_length=200_000), r"longer than model.context_length"),
         (dict(optim__warmup_steps=1000), r"warmup_steps = 1000: expected less than train.steps"),
         (dict(balance__kind="pdi"), r"balance.kind = 'pdi'"),
+        (dict(balance__rate=float("inf")), r"balance.rate = inf: expected a positive number"),
+        (FROZEN, r"optim.factors are all 0: nothing would be trained"),
+        (
+            dict(lora__rank=2, optim__factors__matrix=0.0),
+            r"optim.factors.matrix = 0: adapters are in this group",
+        ),
         (dict(data__heldout_fraction=1.5), r"heldout_fraction = 1.5"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -123,14 +123,16 @@ def _check_optim(optim: Optim) -> typing.Iterator[str]:
         value = getattr(optim.factors, field.name)
         if not 0 <= value < math.inf:
             yield f"optim.factors.{field.name} = {value}: expected 0 or more"
+    if not any(dataclasses.astuple(optim.factors)):
+        yield "optim.factors are all 0: nothing would be trained"
 
 
 def _check_balance(balance: Balance) -> typing.Iterator[str]:
     yield from _among("balance.kind", balance.kind, BALANCERS)
     yield from _positive("balance", balance, "eps integral_limit")
     yield from _shares("balance", balance, "b1 b2 derivative_decay")
-    if balance.kind in ("adamw", "sign") and not balance.rate > 0:
-        yield f"balance.rate = {balance.rate}: expected a positive number"
+    if balance.kind in ("adamw", "sign"):
+        yield from _positive("balance", balance, "rate")
     for name in ("kp", "ki", "kd", "aux_loss", "z_loss"):
         if not 0 <= getattr(balance, name) < math.inf:
             yield f"balance.{name} = {getattr(balance, name)}: expected 0 or more"
@@ -153,6 +155,8 @@ def _check_lora(experiment: Experiment) -> typing.Iterator[str]:
     if lora.rank <= 0:
         return
     yield from _positive("lora", lora, "alpha")
+    if experiment.optim.factors.matrix == 0:
+        yield "optim.factors.matrix = 0: adapters are in this group; nothing would be trained"
     if not lora.targets:
         yield "lora.targets is empty: expected names among " + ", ".join(LORA_TARGETS)
     for target in lora.targets:

@@ -186,8 +186,8 @@ class Balance:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    kp: float = 0.1  # of pid: proportional,
-    ki: float = 0.01  # integral
+    kp: float = 0.0  # of pid: proportional (it makes loads swing),
+    ki: float = 0.005  # integral
     kd: float = 0.0  # and derivative gain
     integral_limit: float = 1.0  # largest |integral term|, in units of probability (anti-windup)
     derivative_decay: float = 0.9  # of the filter on the derivative; 0 does not filter
