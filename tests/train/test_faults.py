@@ -181,7 +181,7 @@ def test_a_run_goes_back_and_past_the_batches_that_it_cannot_take(sick, quiet, p
     "moment",
     [
         pytest.param("step 6: not taken", marks=pytest.mark.slow),
-        "back to step 4",
+        pytest.param("back to step 4", marks=pytest.mark.slow),
         pytest.param("step 5: held out", marks=pytest.mark.slow),
     ],
 )

@@ -11,10 +11,13 @@ class Numbers:
 
     def __init__(self):
         self.made, self.threads = [], set()
+        self.seven = threading.Event()
 
     def batch(self, number):
         self.made.append(number)
         self.threads.add(threading.current_thread())
+        if number == 7:
+            self.seven.set()
         if number == 9:
             raise OSError("the disk is gone")
         return np.full(3, number)
@@ -28,6 +31,7 @@ def numbers():
 def test_batches_come_as_asked_for_and_one_is_made_ahead(numbers):
     feed = Feed(numbers)
     assert [int(feed(i)[0]) for i in (4, 5, 6)] == [4, 5, 6]
+    assert numbers.seven.wait(60)  # nobody asked for it, and to close the feed would cancel it
     feed.close()
     assert numbers.made == [4, 5, 6, 7]
     assert threading.current_thread() not in numbers.threads

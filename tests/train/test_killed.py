@@ -116,6 +116,7 @@ def whole(small, listener, tmp_path_factory):
     return finish(small, tmp_path_factory.mktemp("whole"), listener)
 
 
+@pytest.mark.slow  # many starts; tests/train/test_loop.py has a run that dies in this process
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(small, whole, listener, tmp_path):
     killed_at_random(small, tmp_path, kills=2, seed=0)
     assert_same(finish(small, tmp_path, listener), whole)

@@ -25,9 +25,14 @@ def copy(tree):
 
 def test_loss_is_the_cross_entropy_of_the_weighted_targets(experiment, start, batch):
     nats, targets, _ = summed_nats(experiment.model, start.params, start.biases, batch)
-    decoder = functional.merge(experiment.model, start.params, start.biases)
-    out = decoder(batch.tokens, batch.segment_ids, batch.positions)
-    logprob = jax.nn.log_softmax(decoder.logits(out.hidden))
+
+    @jax.jit
+    def whole_distribution(params, biases):
+        decoder = functional.merge(experiment.model, params, biases)
+        out = decoder(batch.tokens, batch.segment_ids, batch.positions)
+        return jax.nn.log_softmax(decoder.logits(out.hidden))
+
+    logprob = whole_distribution(start.params, start.biases)
     picked = np.take_along_axis(np.asarray(logprob), batch.targets[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(nats, -(picked * batch.loss_weights).sum(), rtol=1e-5)
     assert targets == batch.loss_weights.sum()

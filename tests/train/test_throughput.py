@@ -33,6 +33,7 @@ def test_model_flops_are_those_of_active_weights_and_seen_keys(experiment):
     "kind, stated, peak",
     [
         ("NVIDIA H100 80GB HBM3", None, 989e12),
+        ("NVIDIA H100 PCIe", None, 756e12),
         ("AMD Instinct MI300X", None, 1307e12),
         ("cpu", None, None),
         ("cpu", 0.25, 0.25e12),

@@ -13,8 +13,15 @@ from jax import monitoring
 from zaya_jax.config import Experiment
 from zaya_jax.model.functional import active_parameter_count
 
-PEAK_TFLOPS = {"mi300x": 1307.0, "h100": 989.0}
-"""Dense bfloat16 peak of devices, by a part of their name; from the makers' data sheets (SXM)."""
+PEAK_TFLOPS = {
+    "mi300x": 1307.0,
+    "h100 pcie": 756.0,
+    "h100 nvl": 835.0,
+    "h100": 989.0,
+    "h200": 989.0,
+}
+"""Dense bfloat16 peak of devices, by the first of these that is in their name; from data sheets. The
+names of SXM boards say only their generation, those of the slower cards say more."""
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
