@@ -20,8 +20,8 @@ PEAK_TFLOPS = {
     "h100": 989.0,
     "h200": 989.0,
 }
-"""Dense bfloat16 peak of devices, by the first of these that is in their name; from data sheets. The
-names of SXM boards say only their generation, those of the slower cards say more."""
+"""Dense bfloat16 peak of devices, by the first of these that is in their name; from the makers'
+data sheets. The name of an SXM board says only its generation, that of a slower card says more."""
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
