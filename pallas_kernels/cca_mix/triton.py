@@ -48,7 +48,8 @@ def supports(
 def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None, *, norm_dtype):
     """See the package."""
     static = Static.of(q, k, weights, cos, state, norm_dtype)
-    weights = Weights(*(w.astype(q.dtype) for w in weights[:4]), weights.temperature)
+    temperature = weights.temperature
+    weights = jax.tree.map(lambda w: w.astype(q.dtype), weights)._replace(temperature=temperature)
     if state is not None:
         state = State(*(x.astype(q.dtype) for x in state))
     arrays = (q, k, v_current, v_delayed)
@@ -129,14 +130,15 @@ def _backward(static: Static, kept, cotangents):
     if state is not None:
         # Only the first tokens look back beyond the row.
         n = min(static.S, max(static.past, 1))
-        first = [x[:, :n] for x in (*arrays, cos, sin, positions, *cotangents)]
+        q, k, current, delayed = (x[:, :n] for x in arrays)
+        cos_n, sin_n, at = (x[:, :n] for x in (cos, sin, positions))
 
         def start(state):
-            return xla.cca_mix(
-                *first[:4], weights, *first[4:7], state, norm_dtype=static.norm_dtype
-            )
+            args = (q, k, current, delayed, weights, cos_n, sin_n, at, state)
+            return xla.cca_mix(*args, norm_dtype=static.norm_dtype)
 
-        (d_state,) = jax.vjp(start, state)[1](tuple(first[7:]))
+        first = tuple(x[:, :n] for x in cotangents)
+        (d_state,) = jax.vjp(start, state)[1](first)
     # RoPE's tables are functions of positions: nothing learns through them.
     return d_arrays, d_weights, jnp.zeros_like(cos), jnp.zeros_like(sin), None, d_state
 

@@ -46,6 +46,7 @@ def gradients(
         return product.astype(static.dtype)
 
     precision = jax.lax.Precision.HIGHEST if static.dtype == jnp.float32 else None
+    assert weights.down is not None
     dx = jnp.matmul(d_hidden, weights.down.T, precision=precision)
     named = {name: sums[i].astype(static.dtype) for i, name in enumerate(SUMS)}
     if not static.with_state:
@@ -69,9 +70,9 @@ def _chain(static: Static, state, weights: Weights, hidden, choices, cotangents:
 
     def router_backward(hidden_ref, choices_ref, *refs):
         w = dict(zip(names, refs, strict=False))
-        g_weight, g_state, g_probability, g_log_normalizer, *refs = refs[len(names) :]
-        state_ref = refs.pop(0) if static.with_state else None
-        d_hidden, d_state, normed, d_a1, h1, d_a2, h2, d_logits, sums = refs
+        g_weight, g_state, g_probability, g_log_normalizer = refs[len(names) : len(names) + 4]
+        state_ref = refs[len(names) + 4] if static.with_state else None
+        d_hidden, d_state, normed, d_a1, h1, d_a2, h2, d_logits, sums = refs[-9:]
         program = pl.program_id(0)
         tile = Tile(static, program * tokens, tokens)
         exists = (tile.index < T)[:, None]
@@ -91,10 +92,8 @@ def _chain(static: Static, state, weights: Weights, hidden, choices, cotangents:
         layer0 = static.normed(unit, w["norm"])
         tile.store_parts(normed, layer0)
         a2 = static.mlp(layer0, w, settings["chunk"])
-        layer2, slopes = zip(
-            *(special.gelu_and_slope(a.astype(jnp.float32)) for a in a2), strict=True
-        )
-        layer2 = [x.astype(static.dtype) for x in layer2]
+        pairs = [special.gelu_and_slope(a.astype(jnp.float32)) for a in a2]
+        layer2 = [value.astype(static.dtype) for value, _ in pairs]
         tile.store_parts(h2, layer2)
         logits = static.logits(layer2, w["out"])
         shares = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
@@ -111,7 +110,7 @@ def _chain(static: Static, state, weights: Weights, hidden, choices, cotangents:
         tile.store(d_logits, 0, static.classes, g)
 
         back = [static.dot(g, static.out_block(w["out"], at), (1, 1)) for at in static.starts]
-        back = [b * slope for b, slope in zip(back, slopes, strict=True)]
+        back = [b * slope for b, (_, slope) in zip(back, pairs, strict=True)]
         add("fc2_bias", back)
         back = [b.astype(static.dtype) for b in back]
         tile.store_parts(d_a2, back)

@@ -44,8 +44,11 @@ class Static:
 
     @classmethod
     def of(cls, x, state, weights: Weights, *, eps: float, norm_dtype) -> Static:
+        T, D = x.shape
+        assert weights.norm is not None  # `supports` sees to it
         return cls(
-            *x.shape,
+            T=T,
+            D=D,
             R=weights.norm.shape[0],
             classes=weights.out.shape[1],
             dtype=x.dtype,

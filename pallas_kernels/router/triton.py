@@ -65,10 +65,10 @@ def _route(static: Static, x, state, weights: Weights, biases, live):
 
     def router_forward(x_ref, *refs):
         w = dict(zip(names, refs, strict=False))
-        biases_ref, *refs = refs[len(names) :]
-        state_ref = refs.pop(0) if static.with_state else None
-        live_ref = refs.pop(0) if live is not None else None
-        index, weight, next_state, probability, log_normalizer, choices, counts = refs
+        biases_ref, *optional = refs[len(names) : -7]
+        state_ref = optional.pop(0) if static.with_state else None
+        live_ref = optional.pop(0) if live is not None else None
+        index, weight, next_state, probability, log_normalizer, choices, counts = refs[-7:]
         tile = Tile(static, pl.program_id(0) * tokens, tokens)
 
         def project(i, parts):
