@@ -12,7 +12,7 @@ from zaya_jax import lora
 from zaya_jax.config import Lora
 from zaya_jax.errors import UserError
 from zaya_jax.load import load
-from zaya_jax.train import loop, start
+from zaya_jax.train import loop, metrics, start
 from zaya_jax.train import state as train_state
 from zaya_jax.train.weights import restore_trained, restore_weights
 
@@ -56,6 +56,11 @@ def test_a_checkpoint_holds_the_adapters_and_a_model_the_sum(runs):
     assert any(np.any(np.asarray(merged[path]) != base[path]) for path in base)
     loaded = load(root / "adapted", layers=adapted.model.layers)
     jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), merged)
+
+
+def test_an_evaluation_of_adapters_compiles_once(runs):
+    lines = [record for record in metrics.read(runs[0] / "adapted") if "loss" in record]
+    assert len({record["compilations"] for record in lines if record["step"] >= 3}) == 1
 
 
 def test_a_base_that_moved_or_changed_is_named(copied):

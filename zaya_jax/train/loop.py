@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -124,6 +125,8 @@ class _Run:
         self._begin(state)
         self.frozen: Params = {} if self.base is None else _placed(self.base.params)
         self.eval_step = make_eval_step(experiment.model)
+        # Jitted: its loops over stacks would else be compiled anew at every evaluation.
+        self.merge = jax.jit(functools.partial(lora.merge, experiment.model, experiment.lora))
         self.feed = Feed(prepared.train)
         self.rate = throughput.Rate()
         self.peak = throughput.peak_flops(experiment, jax.devices()[0])
@@ -264,7 +267,7 @@ class _Run:
         began = time.monotonic()
         params, biases = self.state.params, self.state.biases
         if self.base is not None:
-            params = lora.merge(self.experiment.model, self.experiment.lora, self.frozen, params)
+            params = self.merge(self.frozen, params)
         found = evaluate(self.eval_step, params, biases, self.prepared, self.stop)
         if found is None:
             return  # a part of the text has no score; the run makes up for it when it goes on
