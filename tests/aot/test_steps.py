@@ -9,7 +9,8 @@ from zaya_jax.aot import Job, kernels
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
 
-TOKENS, VOCABULARY = 1536, 262_272
+# No other axis of the 8B is as long as this many tokens.
+TOKENS, VOCABULARY = 2816, 262_272
 TRAINS = {"cca_mix", "attention", "router", "grouped_matmul", "residual_norm", "cross_entropy"}
 DECODES = {"cca_mix", "decode_attention", "router", "grouped_matmul", "residual_norm"}
 
@@ -19,7 +20,9 @@ def step(name: str, **arguments) -> Job:
 
 
 def has_kernel(report: aot.Report, op: str) -> bool:
-    return any(launch.name.startswith(op) for launch in report.launches)
+    """Kernels are named after their op."""
+    names = {"decode_attention": "decode_split", "grouped_matmul": ("grouped", "experts")}
+    return any(launch.name.startswith(names.get(op, op)) for launch in report.launches)
 
 
 def test_a_training_step_holds_the_kernels_and_no_square_buffer(compiler):
@@ -34,7 +37,7 @@ def test_a_training_step_holds_the_kernels_and_no_square_buffer(compiler):
 
 
 def test_a_decoding_step_holds_the_kernels(compiler):
-    """And each layer adds as many launches as the one before."""
+    """And every layer launches them again: two merges of the residual stream each."""
     launches = []
     for layers in (2, 3):
         report = compiler.compile(step("decoding", rows=8, model={"num_layers": layers}))
@@ -42,4 +45,4 @@ def test_a_decoding_step_holds_the_kernels(compiler):
         for op in DECODES & set(kernels.ops_with_kernels()):
             assert has_kernel(report, op), op
         launches.append(sum(launch.name.startswith("residual_norm") for launch in report.launches))
-    assert launches[1] - launches[0] in (0, 2)
+    assert launches == [4, 6]
