@@ -55,7 +55,7 @@ def cca_mix(
       v_current, v_delayed: [B, S, K * C / 2]; a token's value is its own current half followed by
         the previous token's delayed half, then split into heads.
       weights: see `Weights`.
-      cos, sin: [B, S, rotated / 2].
+      cos, sin: [B, S, rotated / 2]; functions of the positions: `triton` gives them no gradient.
       positions: [B, S] int32, index of each token in its document.
       state: of the tokens before the first one; None means zeros.
       norm_dtype: in which the q-k mean and the L2 norm are computed.
