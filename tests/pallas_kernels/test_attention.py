@@ -115,7 +115,7 @@ def check(implementation, arrays, segment_ids=None, offset=0, **options):
     segments=st.booleans(),
     lse=st.booleans(),
 )
-@settings(max_examples=4)
+@settings(max_examples=3)
 def test_agrees_with_the_reference(
     implementation, dtype, seed, B, S, before, behind, K, G, C, window, segments, lse
 ):
