@@ -11,7 +11,7 @@ PYTEST = $(PY) -m pytest $(ARGS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-all test-gpu lint bench doctor clean
+.PHONY: help demo test test-all test-gpu lint bench doctor kernels clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -43,8 +43,11 @@ bench: .venv/.dev ## this code beside transformers, on this machine
 doctor: .venv/.run ## versions, platform, and a check of every op on the attached device
 	$(PY) launch.py doctor $(ARGS)
 
+kernels: .venv/.run .venv-aot/.done ## compile the Pallas kernels for MI300X and H100, without either
+	$(PY) launch.py kernels $(ARGS)
+
 clean: ## remove .venv and caches; runs stay
-	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-aot .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment: one stamp for the run-time set, one for what tests need on top of it.
@@ -62,4 +65,10 @@ clean: ## remove .venv and caches; runs stay
 .venv/.dev: requirements-dev.txt requirements-oracles.txt .venv/.run
 	$(PY) -m pip install -q $(PIP_ARGS) -r requirements-dev.txt
 	-$(PY) -m pip install -q $(PIP_ARGS) --no-deps -r requirements-oracles.txt
+	@touch $@
+
+# The GPUs' compilers keep to an environment of their own (Linux on x86-64).
+.venv-aot/.done: requirements-aot.txt requirements.txt
+	$(PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip install -q $(PIP_ARGS) -r requirements-aot.txt
 	@touch $@

@@ -38,8 +38,17 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
             seed=train.seed,
             tokenizer=given,
         )
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"data.source = {section.source!r}: {error}") from error
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        named = (
+            f"data.mixture = {section.mixture}"
+            if section.mixture
+            else f"data.source = {section.source!r}"
+        )
+        raise UserError(f"{named}: {error}") from error
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir = {section.cache_dir}: cannot write there: {error}"
+        ) from error
     _check_ids(experiment, prepared.tokenizer)
     workdir.check_data(folder, prepared.info.as_json())
     if not saved.exists():
