@@ -58,7 +58,7 @@ def test_initial_weights_do_not_depend_on_the_form_of_the_layers():
         dict(skip="none"),
         dict(residual_scaling=False),
         dict(remat="full"),
-        dict(remat="dots"),
+        pytest.param(dict(remat="dots"), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -163,7 +163,7 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(
         def step(*args):
             calls.append(args)
             if len(calls) == batches + 1:  # in the evaluation of step 3
-                signal.raise_signal(signal.SIGHUP)
+                signal.raise_signal(signal.SIGTERM)
             return evaluate(*args)
 
         return step
@@ -174,7 +174,7 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(
     monkeypatch.setattr(loop, "make_eval_step", stopping)
     folder = tmp_path / "run"
     result = loop.train(experiment, folder, listener())
-    assert (result.interrupted, result.step) == (signal.SIGHUP, 3)
+    assert (result.interrupted, result.step) == (signal.SIGTERM, 3)
     assert set(result.bits_per_byte) == {0} and len(calls) == batches + 1
     monkeypatch.undo()
     result = loop.train(experiment, folder, listener())
