@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.cross_entropy import reference, xla
+from pallas_kernels.cross_entropy import reference, triton, xla
 
-IMPLEMENTATIONS = {"xla": xla.cross_entropy, "reference": reference.cross_entropy}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "triton": triton.cross_entropy,
+    "xla": xla.cross_entropy,
+    "reference": reference.cross_entropy,
+}
+SUPPORTS = {"triton": triton.supports}
 
 
 def cross_entropy(
@@ -28,14 +35,15 @@ def cross_entropy(
       hidden: [T, D].
       head: [V, D], the tied embedding.
       targets: [T] integer.
-      chunk: tokens whose logits may exist at one time; None chooses.
+      chunk: tokens whose logits may exist at one time; None chooses. `triton` needs no such bound.
       implementation: see `pallas_kernels.dispatch`.
 
     Returns:
       [T] in the wider of float32 and the dtype of the inputs.
 
     Raises:
-      ValueError: shapes that do not fit together, a chunk below 1, or an unknown implementation.
+      ValueError: shapes that do not fit together, a chunk below 1, an unknown implementation or one
+        that does not take this call.
     """
     shapes = f"hidden {hidden.shape}, head {head.shape}, targets {targets.shape}"
     if hidden.ndim != 2 or head.ndim != 2 or targets.ndim != 1:
@@ -46,5 +54,13 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: targets must be integer, got {targets.dtype}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"cross_entropy: chunk must be at least 1, got {chunk}")
-    function = dispatch.select("cross_entropy", IMPLEMENTATIONS, implementation)
-    return function(hidden, head, targets, chunk=chunk)
+    return dispatch.call(
+        "cross_entropy",
+        IMPLEMENTATIONS,
+        SUPPORTS,
+        implementation,
+        hidden,
+        head,
+        targets,
+        chunk=chunk,
+    )

@@ -1,4 +1,4 @@
-"""A small call of `cross_entropy`."""
+"""A small call of `cross_entropy`, and those of the 8B."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.draws import Draws
+from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
 
 def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, dict]:
@@ -16,3 +17,12 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
     head = draws.normal((vocabulary, hidden_size), hidden_size**-0.5)
     targets = draws.array(draws.numpy.integers(vocabulary, size=tokens), jnp.int32)
     return (hidden, head, targets), {"chunk": 16}
+
+
+def shapes_8b(form: Form) -> dict[str, Call]:
+    """The loss of a training step; generation has logits of single tokens only."""
+    if not form.trains:
+        return {}
+    T, D, V = form.tokens, ZAYA1_8B.hidden, ZAYA1_8B.vocabulary
+    hidden, head = (jax.ShapeDtypeStruct((n, D), jnp.bfloat16) for n in (T, V))
+    return {"": Call((hidden, head, jax.ShapeDtypeStruct((T,), jnp.int32)))}

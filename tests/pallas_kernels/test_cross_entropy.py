@@ -1,24 +1,54 @@
 """Every implementation of cross-entropy agrees with the definition, and that with torch."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import example as example_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.cross_entropy import IMPLEMENTATIONS, cross_entropy, example, xla
+from pallas_kernels import dispatch, interpret, tuned
+from pallas_kernels.cross_entropy import IMPLEMENTATIONS, cross_entropy, example, triton, xla
+from pallas_kernels.draws import Draws
+from tests.pallas_kernels.agreement import few_examples
 
+two_examples = settings(few_examples, max_examples=2)  # each is interpreted
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
-TOLERANCE = {jnp.float64: 1e-10, jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
+# Relative to the largest entry, or to 1. float32: dots of few terms of order one, in another order.
+# bfloat16: operands are given in it and sums are float32, so values agree closely; the logits'
+# gradient is rounded before the last products and these after, by 2^-9 each, on both sides.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreted():
+    """Kernels are interpreted, in tiles of which a small call has several."""
+    with pytest.MonkeyPatch.context() as patch, small_tiles(16, 2):
+        patch.setenv(interpret.VARIABLE, "1")
+        yield
+
+
+@contextlib.contextmanager
+def small_tiles(columns, programs):
+    chosen = {"rows": 16, "columns": columns, "depth": 16, "together": 2}
+    chosen |= {"num_warps": 4, "num_stages": 1}
+    with contextlib.ExitStack() as stack:
+        for kernel in ("forward", "backward", "forward_float32", "backward_float32"):
+            more = {"programs": programs} if "forward" in kernel else {}
+            stack.enter_context(tuned.trying("cross_entropy", kernel, chosen | more))
+        yield
 
 
 def make_call(seed, tokens, hidden, vocabulary, dtype):
-    keys = jax.random.split(jax.random.key(seed), 3)
+    draws = Draws(seed, dtype)
+    words = draws.numpy.integers(vocabulary, size=tokens)
     return (
-        2 * jax.random.normal(keys[0], (tokens, hidden), dtype),
-        jax.random.normal(keys[1], (vocabulary, hidden), dtype) * hidden**-0.5,
-        jax.random.randint(keys[2], (tokens,), 0, vocabulary),
+        draws.normal((tokens, hidden), 2),
+        draws.normal((vocabulary, hidden), hidden**-0.5),
+        draws.array(words, jnp.int32),
     )
 
 
@@ -37,9 +67,16 @@ def outputs(implementation, args, chunk=None):
     return run(hidden, head, np.random.RandomState(7).randn(hidden.shape[0]))
 
 
-@pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda t: t.__name__)
-@settings(max_examples=3, deadline=None, phases=(Phase.explicit, Phase.generate))
+def check(implementation, args, chunk=None):
+    expected, got = outputs("reference", args), outputs(implementation, args, chunk)
+    for a, b in zip(expected, got, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        tolerance = TOLERANCE[args[0].dtype.name]
+        assert np.abs(a - b).max() < tolerance * max(1.0, np.abs(a).max())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @given(
     tokens=st.integers(1, 40),
     vocabulary=st.integers(1, 70),
@@ -47,25 +84,65 @@ def outputs(implementation, args, chunk=None):
     tile=st.sampled_from([5, 16, 2048]),
     seed=st.integers(0, 99),
 )
-def test_agrees_with_the_reference(implementation, dtype, tokens, vocabulary, chunk, tile, seed):
-    with jax.enable_x64(dtype == jnp.float64), pytest.MonkeyPatch.context() as patch:
+@few_examples
+def test_xla_agrees_with_the_reference(dtype, tokens, vocabulary, chunk, tile, seed):
+    with jax.enable_x64(dtype == "float64"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(xla, "VOCABULARY", tile)
-        args = make_call(seed, tokens, 12, vocabulary, dtype)
-        expected, got = outputs("reference", args), outputs(implementation, args, chunk)
-        for a, b in zip(expected, got, strict=True):
-            assert a.dtype == b.dtype and a.shape == b.shape
-            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            assert np.abs(a - b).max() < TOLERANCE[dtype] * max(1.0, np.abs(a).max())
+        check("xla", make_call(seed, tokens, 12, vocabulary, dtype), chunk)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_agrees_with_torch(implementation):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@given(
+    tokens=st.sampled_from([1, 16, 37, 48]),  # one to three blocks of rows, in one or two groups
+    hidden=st.sampled_from([16, 48]),
+    vocabulary=st.sampled_from([1, 16, 64, 65, 70, 95]),
+    columns=st.sampled_from([8, 32]),
+    programs=st.sampled_from([1, 6, 99]),
+    chunk_bytes=st.sampled_from([1, 6000, triton.LARGEST]),
+    seed=st.integers(0, 99),
+)
+# Two chunks and a rest that is no whole tile; the last share has fewer tiles.
+@example_of(
+    tokens=37, hidden=48, vocabulary=75, columns=16, programs=6, chunk_bytes=37 * 4 * 32, seed=5
+)
+@two_examples
+def test_triton_agrees_with_the_reference(
+    dtype, tokens, hidden, vocabulary, columns, programs, chunk_bytes, seed
+):
+    """Tiles over the end of tokens and words; shares of a part of the tiles; gradients of logits in
+    one chunk, in several, and in several with a rest."""
+    with small_tiles(columns, programs), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton, "LARGEST", chunk_bytes)
+        check("triton", make_call(seed, tokens, hidden, vocabulary, dtype))
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_a_target_that_is_no_word_changes_nothing_of_the_others(implementation):
+    """Padding's target may be -1 as long as its cotangent is 0."""
+    hidden, head, targets = make_call(6, 20, 16, 40, jnp.float32)
+    weight = (jnp.arange(20) < 13).astype(jnp.float32)
+
+    @jax.jit
+    def gradients(targets):
+        def loss(hidden, head):
+            logprob = cross_entropy(hidden, head, targets, implementation=implementation)
+            return -jnp.sum(jnp.where(weight > 0, logprob, 0))
+
+        return jax.grad(loss, (0, 1))(hidden, head)
+
+    for invalid in (-1, 40, 2**31 - 1):
+        changed = gradients(targets.at[13:].set(invalid))
+        for a, b in zip(gradients(targets), changed, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_definition_agrees_with_torch():
     torch = pytest.importorskip("torch")
     hidden, head, targets = make_call(1, 30, 16, 50, jnp.float32)
     weight = np.random.RandomState(0).randint(0, 2, 30).astype(np.float32)
 
     def loss(hidden, head):
-        logprob = cross_entropy(hidden, head, targets, chunk=8, implementation=implementation)
+        logprob = cross_entropy(hidden, head, targets, implementation="reference")
         return -(logprob * weight).sum() / weight.sum()
 
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head)
@@ -80,18 +157,18 @@ def test_agrees_with_torch(implementation):
 
 @pytest.mark.parametrize("implementation", FAST)
 def test_huge_logits_stay_finite_and_probabilities_stay_below_one(implementation):
-    head = jnp.eye(8) * 1e4
-    hidden = jnp.concatenate([jnp.eye(8), -jnp.eye(8)])
-    targets = jnp.tile(jnp.arange(8), 2)
+    head = jnp.eye(16) * 1e4
+    hidden = jnp.concatenate([jnp.eye(16), -jnp.eye(16)])
+    targets = jnp.tile(jnp.arange(16), 2)
     logprob, *gradients = outputs(implementation, (hidden, head, targets), chunk=5)
     assert np.isfinite(logprob).all() and (logprob <= 0).all()
     assert all(np.isfinite(gradient).all() for gradient in gradients)
-    np.testing.assert_allclose(logprob[:8], 0, atol=1e-6)
+    np.testing.assert_allclose(logprob[:16], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", FAST)
 def test_a_token_without_weight_sends_no_gradient(implementation):
-    hidden, head, targets = make_call(2, 12, 8, 20, jnp.float32)
+    hidden, head, targets = make_call(2, 12, 16, 20, jnp.float32)
     weight = (jnp.arange(12) < 7).astype(jnp.float32)
 
     def loss(hidden, targets):
@@ -105,13 +182,21 @@ def test_a_token_without_weight_sends_no_gradient(implementation):
     np.testing.assert_array_equal(gradient, other)
 
 
-def test_log_sum_exp_is_differentiable_for_a_z_loss():
-    with jax.enable_x64(True):
-        hidden, head, targets = make_call(3, 9, 6, 15, jnp.float64)
-        mine = jax.jit(jax.grad(lambda *a: (xla._statistics(*a, targets, 4)[1] ** 2).sum(), (0, 1)))
-        plain = jax.grad(lambda h, w: (jax.nn.logsumexp(h @ w.T, axis=1) ** 2).sum(), (0, 1))
-        for a, b in zip(mine(hidden, head), plain(hidden, head), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-10)
+@pytest.mark.parametrize("implementation", FAST)
+def test_log_sum_exp_is_differentiable_for_a_z_loss(implementation):
+    hidden, head, targets = make_call(3, 9, 16, 15, jnp.float32)
+
+    def squares(hidden, head):
+        if implementation == "xla":
+            return (xla._statistics(hidden, head, targets, 4)[1] ** 2).sum()
+        kernels = (tuned.settings("cross_entropy", f"{k}_float32") for k in ("forward", "backward"))
+        static = triton._Static(True, *(tuple(kernel.items()) for kernel in kernels))
+        return (triton._statistics(static, hidden, head, targets)[1] ** 2).sum()
+
+    plain = jax.grad(lambda h, w: (jax.nn.logsumexp(h @ w.T, axis=1) ** 2).sum(), (0, 1))
+    mine = jax.jit(jax.grad(squares, (0, 1)))(hidden, head)
+    for a, b in zip(mine, plain(hidden, head), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def temporary_bytes(tokens, vocabulary=262_272, hidden=2048):
@@ -133,6 +218,33 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     assert large < 2048 * 262_272 * 4 / 4
 
 
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+def test_lowers_for_a_gpu_without_logits_of_all_words(platform, monkeypatch):
+    monkeypatch.delenv(interpret.VARIABLE)
+    shape = jax.ShapeDtypeStruct
+    matrix, ids = shape((4096, 2048), jnp.bfloat16), shape((4096,), jnp.int32)
+    grad = jax.grad(lambda *args: cross_entropy(*args).sum(), (0, 1))
+    with dispatch.compiling_for(platform):
+        traced = jax.jit(grad).trace(matrix, shape((262_272, 2048), jnp.bfloat16), ids)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    # The forward pass, chunks of the backward pass in a loop, and the words left over.
+    assert text.count("gpu$xla.gpu.triton") == 3
+    assert "4096x262272" not in text and "4096x32768xbf16" in text
+
+
+def test_says_what_the_kernel_lacks():
+    args, _ = example.draw(0, jnp.float16)
+    with pytest.raises(ValueError, match="both bfloat16 or both float32, not float16"):
+        cross_entropy(*args, implementation="triton")
+    shape = jax.ShapeDtypeStruct
+    ids, odd = shape((4,), jnp.int32), shape((4, 40), jnp.float32)
+    assert "multiple of 16, not 40" in (triton.supports(odd, odd, ids) or "")
+    wide, narrow = shape((4, 32), jnp.float32), shape((4, 32), jnp.bfloat16)
+    assert "not bfloat16, float32" in (triton.supports(wide, narrow, ids) or "")
+    assert "one token" in (triton.supports(shape((0, 32), jnp.float32), wide, ids) or "")
+    assert triton.supports(wide, wide, ids) is None
+
+
 def test_example_runs():
     args, kwargs = example.draw(jax.random.key(0), jnp.bfloat16)
     assert cross_entropy(*args, **kwargs).dtype == jnp.float32
@@ -140,7 +252,7 @@ def test_example_runs():
 
 def test_unknown_implementation_is_named():
     args, _ = example.draw(jax.random.key(0))
-    with pytest.raises(ValueError, match="'cuda'.*auto, xla, reference"):
+    with pytest.raises(ValueError, match="'cuda'.*auto, triton, xla, reference"):
         cross_entropy(*args, implementation="cuda")
 
 
