@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     samples = sample(folder, options.FLAGS.seed)
     valid = [text for text in samples if is_python(text)]
     print(f"\nSamples that are valid Python: {len(valid)} of {len(samples)}. One of them:\n")
-    shown = max(valid, key=len) if valid else samples[0]
+    # The one that says most: a young model likes to repeat itself.
+    shown = max(valid, key=lambda text: len(set(text.splitlines()))) if valid else samples[0]
     print("\n".join(f"    {line}" for line in shown.splitlines()[:30]))
 
     stages: dict[str, float] = {}
