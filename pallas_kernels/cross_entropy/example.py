@@ -20,9 +20,18 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """The loss of a training step; generation has logits of single tokens only."""
+    """The loss of a training step; generation has logits of single tokens only.
+
+    In float32 too: so the head is where parameters are stored in float32 and `logits` is of the
+    policy's fp32 set.
+    """
     if not form.trains:
         return {}
     T, D, V = form.tokens, ZAYA1_8B.hidden, ZAYA1_8B.vocabulary
-    hidden, head = (jax.ShapeDtypeStruct((n, D), jnp.bfloat16) for n in (T, V))
-    return {"": Call((hidden, head, jax.ShapeDtypeStruct((T,), jnp.int32)))}
+    targets = jax.ShapeDtypeStruct((T,), jnp.int32)
+
+    def call(dtype: jnp.dtype) -> Call:
+        hidden, head = (jax.ShapeDtypeStruct((n, D), dtype) for n in (T, V))
+        return Call((hidden, head, targets))
+
+    return {"": call(jnp.dtype("bfloat16")), "float32": call(jnp.dtype("float32"))}

@@ -139,6 +139,11 @@ def _block(i, size: int, end: int):
     """The index of block i of an axis with `end` items; the last one stands for those behind it."""
     if end % size == 0:
         return pl.ds(i * size, size)
+    return _numbers(i, size, end)
+
+
+def _numbers(i, size: int, end: int) -> jax.Array:
+    """[size] of the items of block i."""
     return jnp.minimum(i * size + jnp.arange(size), end - 1)
 
 
@@ -228,18 +233,16 @@ def _d_logits(static: _Static, hidden, head, targets, lse, on_target, on_all) ->
     ):
         i, j = tiles.own()
         row = tiles.row(i)
-        logits, words = tiles.logits(hidden_ref, head_ref, i, j), tiles.words(j)
-        if tiles.V % tiles.columns:  # what is stored twice must be the same
-            words = jnp.minimum(words, tiles.V - 1)
+        logits = tiles.logits(hidden_ref, head_ref, i, j)
+        words = _numbers(j, tiles.columns, tiles.V)[None, :]  # what is stored twice is the same
         p = jnp.exp2((logits - lse_ref[row][:, None]) * LOG2E)
         here = words == targets_ref[row][:, None]
         d_logits = p * on_all_ref[row][:, None] + jnp.where(here, on_target_ref[row][:, None], 0)
-        d_logits = d_logits.astype(d_logits_ref.dtype)
-        column = tiles.column(j)
-        if isinstance(row, jax.Array) and isinstance(column, jax.Array):
-            d_logits_ref[row[:, None], column[None, :]] = d_logits
+        if tiles.V % tiles.columns:  # Pallas takes no array behind a slice
+            at = _numbers(i, tiles.rows, tiles.T)[:, None], words
         else:
-            d_logits_ref[row, column] = d_logits
+            at = row, tiles.column(j)
+        d_logits_ref[at] = d_logits.astype(d_logits_ref.dtype)
 
     specs = tiles.specs()
     return pl.pallas_call(
