@@ -6,13 +6,20 @@ an index outside the table of experts (the skip class, padding) contributes zero
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.grouped_matmul import reference, xla
+from pallas_kernels.grouped_matmul import reference, triton, xla
 
-IMPLEMENTATIONS = {"xla": xla.experts, "reference": reference.experts}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "triton": triton.experts,
+    "xla": xla.experts,
+    "reference": reference.experts,
+}
+SUPPORTS = {"triton": triton.supports}
 
 
 def experts(
@@ -42,12 +49,12 @@ def experts(
       [T, D] in the dtype of `x`.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit together, or an unknown implementation.
+      ValueError: shapes or dtypes that do not fit together, an unknown implementation or one that
+        does not take this call.
     """
     _check(x, index, weight, gate_up, down)
-    return dispatch.select("grouped_matmul", IMPLEMENTATIONS, implementation)(
-        x, index, weight, gate_up, down
-    )
+    args = x, index, weight, gate_up, down
+    return dispatch.call("grouped_matmul", IMPLEMENTATIONS, SUPPORTS, implementation, *args)
 
 
 def _check(x, index, weight, gate_up, down) -> None:
