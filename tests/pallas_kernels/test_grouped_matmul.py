@@ -31,6 +31,11 @@ def interpreted():
         yield
 
 
+# T and k that are drawn for: a pair a dtype, as each compiles. Tiles of 128 rows in bfloat16 (none
+# of them full for some experts), of 64 in float32.
+SIZES = {jnp.float64: (40, 2), jnp.float32: (201, 2), jnp.bfloat16: (301, 1)}
+
+
 def most_exact(implementation):
     """The widest dtype of an implementation."""
     return jnp.float32 if implementation == "triton" else jnp.float64
@@ -79,8 +84,7 @@ def assert_agrees(implementation, args):
 @settings(max_examples=3, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_agrees_with_the_reference_on_drawn_routings(implementation, dtype, data):
-    # Each pair compiles: without and with a batched part in xla, tiles of 16 and 64 or 128 rows.
-    tokens, choices = data.draw(st.sampled_from([(7, 1), (201, 2)]), "tokens and choices")
+    tokens, choices = SIZES[dtype]
     low = data.draw(st.integers(-1, 2), "low")
     high = data.draw(st.integers(low, 3), "high")  # 3 is the skip class, -1 padding
     seed = data.draw(st.integers(0, 99), "seed")
@@ -93,6 +97,7 @@ CROWDS = {
     "all to the first": np.full((200, 1), 0),
     "all to the last": np.full((200, 1), 2),
     "all skipped": np.full((200, 1), 3),
+    "less than a tile": np.array([[0, 2], [3, 0], [0, -1]]),
     "few for each": np.arange(200)[:, None] % 41 - 19,
     "none for one, in order": np.repeat([0, 0, 0, 2, 2], 40)[:, None],
 }
@@ -128,7 +133,7 @@ def test_a_skipped_token_contributes_nothing_whatever_it_holds(implementation):
     assert all(np.isfinite(g).all() for g in outputs(implementation, poisoned)[3:])
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_agrees_with_transformers(implementation):
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.zaya.modeling_zaya")
@@ -188,12 +193,13 @@ def test_turns_are_bounded_by_the_layout():
 @pytest.mark.parametrize("rows", [1, 16, 64])
 def test_every_assignment_is_in_one_tile_of_its_expert(tokens, choices, rows):
     """By counting and by sorting, and however tokens crowd."""
+    lay_out = jax.jit(layout.lay_out, static_argnums=(1, 2))
     for index in (
         np.random.RandomState(tokens).randint(-1, 6, (tokens, choices)),
         np.full((tokens, choices), 4),
         np.full((tokens, choices), -1),
     ):
-        order, tiles, runs = map(np.asarray, layout.lay_out(jnp.asarray(index), 5, rows))
+        order, tiles, runs = map(np.asarray, lay_out(jnp.asarray(index), 5, rows))
         assert tiles.shape[0] == layout.most_tiles(index.size, 5, rows)
         key = np.where((index >= 0) & (index < 5), index, 5).ravel()
         np.testing.assert_array_equal(order, np.argsort(key, kind="stable"))
@@ -210,8 +216,10 @@ def test_every_assignment_is_in_one_tile_of_its_expert(tokens, choices, rows):
         assert seen == list(range(index.size))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("tokens, choices", [(1, 1), (17, 3), (100, 1)])
+@pytest.mark.parametrize(
+    "dtype, tokens, choices",
+    [(jnp.bfloat16, 1, 1), (jnp.bfloat16, 100, 1), (jnp.float32, 17, 3)],
+)
 def test_decoding_reads_the_chosen_experts_only(tokens, choices, dtype):
     index = np.random.RandomState(1).choice([-1, 0, 2, 4], (tokens, choices))
     x, index, weight, gate_up, down = make_call(1, index, dtype, num_experts=4)
@@ -237,8 +245,7 @@ def test_says_what_the_kernels_lack():
 
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("tokens", [8, 300])
+@pytest.mark.parametrize("dtype, tokens", [("bfloat16", 300), ("float32", 8)])
 def test_lowers_for_a_gpu_forward_and_backward(platform, dtype, tokens, monkeypatch):
     monkeypatch.delenv(interpret.VARIABLE)
     x, index, *floats = make_call(0, np.zeros((tokens, 1)), jnp.dtype(dtype))
