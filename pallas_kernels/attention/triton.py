@@ -31,6 +31,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import interpret, tuned
 from pallas_kernels.attention import visits
+from pallas_kernels.dots import dot
 
 DTYPES = ("bfloat16", "float32")
 WIDTHS = (16, 32, 64, 128)
@@ -207,17 +208,6 @@ class _Tiles:
             return body(jnp.where(n < before, begin + n, plain_end + n - before), carry, True)
 
         return lax.fori_loop(0, before + end - plain_end, edge, carry)
-
-
-def dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    """Matmul over one axis of each, summed in float32; float32 operands are never cut to TF32."""
-    return lax.dot_general(
-        a,
-        b,
-        (((axis_a,), (axis_b,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _forward(static: _Static, q, k, v, segment_ids, offset):

@@ -27,6 +27,7 @@ from jax.experimental.pallas import triton as plgpu
 from pallas_kernels import tuned
 from pallas_kernels.cca_mix.tiles import Static, Tile, convolve, rotated, row_sums
 from pallas_kernels.cca_mix.types import State, Weights
+from pallas_kernels.dots import dot
 
 
 def gradients(
@@ -158,7 +159,7 @@ def _latents(static: Static, dy, weights: Weights, positions):
                 first = i * chunk
                 for j, mask in enumerate(reach):
                     ahead = tile.load(dy_ref, head * C + first, chunk, mask, j)
-                    back = back + static.dot(ahead, joined[j, head, pl.ds(first, chunk)])
+                    back = back + dot(ahead, joined[j, head, pl.ds(first, chunk)])
                 return back
 
             back = jax.lax.fori_loop(0, C // chunk, step, jnp.zeros((tokens, C), jnp.float32))
@@ -226,7 +227,7 @@ def _correlate(static: Static, flat, dy, positions, state):
             for j in range(taps):
                 x = queries.tap(static, q, head * C, C, j, state_ref, head * C)
                 x = x + keys.tap(static, k, (head - H) * C, C, j, state_ref, head * C)
-                sums.append(carry[j] + static.dot(x, g, (0, 0)))
+                sums.append(carry[j] + dot(x, g, 0, 0))
             return (*sums, carry[-1] + jnp.sum(g.astype(jnp.float32), axis=0))
 
         zeros = (jnp.zeros((C, width), jnp.float32),) * taps

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import interpret, tuned
+from pallas_kernels.dots import dot
 
 MIN_TOKENS = 16  # the least rows of a matrix instruction
 
@@ -105,14 +106,6 @@ class Static:
             out_shape=outputs,
             compiler_params=tuned.compiler_params(settings),
             interpret=self.interpret,
-        )
-
-    def dot(self, a: jax.Array, b: jax.Array, contract: tuple[int, int] = (1, 0)) -> jax.Array:
-        """A product in float32; operands of float32 are not cut to TF32."""
-        precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-        dimensions = (((contract[0],), (contract[1],)), ((), ()))
-        return jax.lax.dot_general(
-            a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
         )
 
 
@@ -223,7 +216,7 @@ def convolve(
             stage1 = stage1.astype(static.dtype)
             tap = static.K1 - 1 - d
             parts = tuple(
-                part + static.dot(stage1, grouped[tap, head, pl.ds(first, chunk), pl.ds(*columns)])
+                part + dot(stage1, grouped[tap, head, pl.ds(first, chunk), pl.ds(*columns)])
                 for part, columns in zip(parts, static.parts, strict=True)
             )
         return parts

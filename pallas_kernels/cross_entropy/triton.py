@@ -31,7 +31,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import interpret, tuned
-from pallas_kernels.attention.triton import DTYPES, LOG2E, dot
+from pallas_kernels.attention.triton import DTYPES, LOG2E
+from pallas_kernels.dots import dot
 
 LEAST_DEPTH = 16  # of a product on matrix units
 LARGEST = 2**28  # bytes of the gradient of logits that may exist at one time

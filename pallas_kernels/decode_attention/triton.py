@@ -22,7 +22,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import interpret, tuned
-from pallas_kernels.attention.triton import DTYPES, LOG2E, WIDTHS, dot
+from pallas_kernels.attention.triton import DTYPES, LOG2E, WIDTHS
+from pallas_kernels.dots import dot
 
 QUANTIZED = ("int8", "float8_e4m3fn")  # Pallas cannot cast from e4m3fnuz, gfx942's own fp8
 MIN_ROWS = 16  # of a matrix tile

@@ -21,7 +21,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import tuned
-from pallas_kernels.grouped_matmul.tiles import UNIT, block_of, dot, scaled, swiglu
+from pallas_kernels.dots import dot
+from pallas_kernels.grouped_matmul.tiles import UNIT, block_of, scaled, swiglu
 
 MOST = 256  # assignments: a program compares its tile's rows with all of them in registers
 

@@ -41,9 +41,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import interpret, tuned
+from pallas_kernels.dots import dot
 from pallas_kernels.grouped_matmul import decode
 from pallas_kernels.grouped_matmul.layout import Layout, lay_out
-from pallas_kernels.grouped_matmul.tiles import UNIT, block_of, dot, scaled, swiglu
+from pallas_kernels.grouped_matmul.tiles import UNIT, block_of, scaled, swiglu
 
 DTYPES = ("bfloat16", "float32")
 # Rows of a tile; few where experts have fewer tokens than that on average.

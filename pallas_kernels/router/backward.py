@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import special, tuned
+from pallas_kernels.dots import dot
 from pallas_kernels.router.tiles import Parts, Static, Tile, row_sums
 from pallas_kernels.router.types import Routing, Weights
 
@@ -109,7 +110,7 @@ def _chain(static: Static, state, weights: Weights, hidden, choices, cotangents:
         g = g.astype(static.dtype)
         tile.store(d_logits, 0, static.classes, g)
 
-        back = [static.dot(g, static.out_block(w["out"], at), (1, 1)) for at in static.starts]
+        back = [dot(g, static.out_block(w["out"], at), 1, 1) for at in static.starts]
         back = [b * slope for b, (_, slope) in zip(back, pairs, strict=True)]
         add("fc2_bias", back)
         back = [b.astype(static.dtype) for b in back]
@@ -123,13 +124,13 @@ def _chain(static: Static, state, weights: Weights, hidden, choices, cotangents:
             g = jnp.zeros((tokens, chunk), jnp.float32)
             for part, at in zip(back, static.starts, strict=True):
                 block = w["fc2"][pl.ds(first, chunk), pl.ds(at, static.part)]
-                g = g + static.dot(part, block, (1, 1))
+                g = g + dot(part, block, 1, 1)
             g = g * slope
             add_from("fc1_bias", first, g)
             g = g.astype(static.dtype)
             tile.store(d_a1, first, R, g)
             return tuple(
-                total + static.dot(g, w["fc1"][pl.ds(at, static.part), pl.ds(first, chunk)], (1, 1))
+                total + dot(g, w["fc1"][pl.ds(at, static.part), pl.ds(first, chunk)], 1, 1)
                 for total, at in zip(totals, static.starts, strict=True)
             )
 

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import interpret, special, tuned
+from pallas_kernels.dots import dot
 from pallas_kernels.router.types import Weights
 
 MIN_TILE = 16  # the least rows and columns of a matrix instruction
@@ -87,14 +88,6 @@ class Static:
             interpret=self.interpret,
         )
 
-    def dot(self, a: jax.Array, b: jax.Array, contract: tuple[int, int] = (1, 0)) -> jax.Array:
-        """A product in float32; operands of float32 are not cut to TF32."""
-        precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-        dimensions = (((contract[0],), (contract[1],)), ((), ()))
-        return jax.lax.dot_general(
-            a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
-        )
-
     def vector(self, ref) -> Parts:
         """An [R] parameter in parts [1, part], float32."""
         return [ref[pl.ds(at, self.part)].astype(jnp.float32)[None] for at in self.starts]
@@ -104,7 +97,7 @@ class Static:
         total = w["fc1_bias"][pl.ds(first, chunk)].astype(jnp.float32)[None]
         for part, at in zip(parts, self.starts, strict=True):
             block = w["fc1"][pl.ds(at, self.part), pl.ds(first, chunk)]
-            total = total + self.dot(part, block)
+            total = total + dot(part, block)
         return total.astype(self.dtype)
 
     def mlp(self, parts: Parts, w, chunk: int) -> Parts:
@@ -120,7 +113,7 @@ class Static:
             between = self.inner(parts, w, first, chunk).astype(jnp.float32)
             between = special.gelu(between).astype(self.dtype)
             return tuple(
-                total + self.dot(between, w["fc2"][pl.ds(first, chunk), pl.ds(at, self.part)])
+                total + dot(between, w["fc2"][pl.ds(first, chunk), pl.ds(at, self.part)])
                 for total, at in zip(totals, self.starts, strict=True)
             )
 
@@ -148,7 +141,7 @@ class Static:
         tokens = parts[0].shape[0]
         logits = jnp.zeros((tokens, self.columns), jnp.float32)
         for part, at in zip(parts, self.starts, strict=True):
-            logits = logits + self.dot(part, self.out_block(out, at))
+            logits = logits + dot(part, self.out_block(out, at))
         return jnp.where(self.is_class(tokens), logits, -jnp.inf)
 
     def out_block(self, out, at: int) -> jax.Array:

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import special, tuned
+from pallas_kernels.dots import dot
 from pallas_kernels.router import backward
 from pallas_kernels.router.tiles import MAX_CLASSES, MIN_TILE, Static, Tile
 from pallas_kernels.router.types import Routing, Weights
@@ -78,7 +79,7 @@ def _route(static: Static, x, state, weights: Weights, biases, live):
             across = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
             return tuple(
                 part
-                + static.dot(
+                + dot(
                     columns,
                     plgpu.load(w["down"].at[rows, across + at], mask=rows < static.D, other=0),
                 )
