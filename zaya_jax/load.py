@@ -166,12 +166,17 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     return config_lib.from_dict(data)
 
 
-def tokenizer_of(init_from: str | Path) -> Path:
-    """The folder of the tokenizer that weights were trained with; the weights stay where they are.
+def tokenizer_for(experiment: Experiment) -> str | None:
+    """The tokenizer that a config names, be it by the weights it starts from; None if neither.
+
+    The weights stay where they are.
 
     Raises:
-      UserError: there is none, or as `locate` and `hf.open_folder` say.
+      UserError: `train.init_from` has none, or as `locate` and `hf.open_folder` say.
     """
+    init_from = experiment.train.init_from
+    if experiment.data.tokenizer is not None or init_from is None:
+        return experiment.data.tokenizer
     source = locate(Path(init_from).expanduser())
     folder: Path | None = source.path / TOKENIZER
     if source.kind == "folder":
@@ -180,7 +185,7 @@ def tokenizer_of(init_from: str | Path) -> Path:
         raise UserError(
             f"train.init_from = {init_from}: no tokenizer.json there; name one by data.tokenizer"
         )
-    return folder
+    return str(folder)
 
 
 def model_of(path: str | Path) -> Model:

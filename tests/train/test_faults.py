@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.train.final import final_state
 from zaya_jax.config import Faults
 from zaya_jax.train import faults, loop, metrics, setup
 from zaya_jax.train import state as train_state
-from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.loop import Diverged
 from zaya_jax.train.step import make_train_step
 
@@ -75,14 +75,6 @@ def sick(experiment):
     )
     section = Faults(spike=5.0, window=2, limit=2, rollbacks=1)
     return dataclasses.replace(experiment, train=train, faults=section)
-
-
-def final_state(folder, experiment):
-    checkpoints = Checkpoints(folder, experiment)
-    try:
-        return checkpoints.restore()
-    finally:
-        checkpoints.close()
 
 
 @pytest.fixture(scope="module")

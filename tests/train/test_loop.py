@@ -9,20 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from tests.train.final import final_state
 from zaya_jax.config import to_dict
 from zaya_jax.errors import UserError
 from zaya_jax.train import interrupt, loop, metrics, start
-from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.loop import Diverged
 from zaya_jax.train.progress import Progress, clock
-
-
-def final_state(folder, experiment):
-    checkpoints = Checkpoints(folder, experiment)
-    try:
-        return checkpoints.restore()
-    finally:
-        checkpoints.close()
 
 
 @pytest.fixture(scope="module")

@@ -56,13 +56,13 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
             f"optim.warmup_steps = {experiment.optim.warmup_steps}: expected less than "
             f"train.steps = {train.steps}"
         )
-    if experiment.optim.warmup_steps + experiment.optim.decay_fraction * train.steps > train.steps:
-        if experiment.optim.schedule == "wsd":
-            yield (
-                f"optim.decay_fraction = {experiment.optim.decay_fraction}: with "
-                f"optim.warmup_steps = {experiment.optim.warmup_steps}, more than "
-                f"train.steps = {train.steps}"
-            )
+    busy = experiment.optim.warmup_steps + experiment.optim.decay_fraction * train.steps
+    if experiment.optim.schedule == "wsd" and busy > train.steps:
+        yield (
+            f"optim.decay_fraction = {experiment.optim.decay_fraction}: with "
+            f"optim.warmup_steps = {experiment.optim.warmup_steps}, more than "
+            f"train.steps = {train.steps}"
+        )
     yield from _check_data(experiment.data)
     yield from _check_train(train)
     yield from _check_optim(experiment.optim)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from zaya_jax import options
 from zaya_jax.config import Experiment
 from zaya_jax.data import Prepared, aggregate, prepare, show
 from zaya_jax.data.entries import MIXTURE
+from zaya_jax.data.mistakes import as_user_errors
 from zaya_jax.data.packing import JoinedRows, PackedRows
 from zaya_jax.data.pipeline import tokenizer_of
 from zaya_jax.errors import UserError
@@ -52,14 +52,12 @@ def main(argv: Sequence[str]) -> int:
     out = None if FLAGS.out is None else Path(FLAGS.out)
     data, train = experiment.data, experiment.train
     workers = _workers()
-    tokenizer = None
-    if data.tokenizer is None and train.init_from is not None:
-        tokenizer = str(load.tokenizer_of(train.init_from))
+    tokenizer = load.tokenizer_for(experiment)
     if FLAGS.pools is not None:
         return _aggregate(experiment, tokenizer)
     if out is not None:
         _check_folder(out)
-    with _told(out or Path(data.cache_dir)):
+    with as_user_errors("data", out or data.cache_dir):
         prepared = prepare(
             data,
             vocab_size=experiment.model.vocab_size,
@@ -99,26 +97,13 @@ def _aggregate(experiment: Experiment, start: str | None) -> int:
     if out.resolve() == pools.resolve():
         raise UserError(f"--out={out} is the file of --pools: give another name")
     settings = aggregate.Settings(tail=FLAGS.tail, hybrid=FLAGS.hybrid)
-    with _told(out):
+    with as_user_errors("data", out):
         tokenizer = tokenizer_of(experiment.data, experiment.model.vocab_size, start)
         written = aggregate.write_examples(aggregate.read_pools(pools), out, tokenizer, settings)
     print(f"{written.examples:,} aggregation examples, {written.unfinished:,} unfinished left out")
     options.write_json(written._asdict())
     print(f"done: {out}; a source of chats: --config.data.source={out}", file=sys.stderr)
     return 0
-
-
-@contextmanager
-def _told(place: Path) -> Iterator[None]:
-    """Mistakes in the data, and places that cannot be written to, as errors of the user's."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        raise UserError(f"data: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read the data, or not write to {place}: {error}") from error
 
 
 def _workers() -> int:

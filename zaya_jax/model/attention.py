@@ -58,16 +58,12 @@ class _Attention(nnx.Module):
 
     def _projection(self, declare: Declare, shape, axes, name: str) -> nnx.Variable:
         name = f"self_attn.{name}.weight"
-        return declare(
-            shape, axes, name=name, init=self.init, group="matrix", layout="transposed"
-        )
+        return declare(shape, axes, name=name, init=self.init, group="matrix", layout="transposed")
 
     def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         a = self.model.attention
         channels = int(a.head_dim * a.rope_fraction)
-        return rope_table(
-            positions, theta=self.theta, channels=channels, numerics=self.numerics
-        )
+        return rope_table(positions, theta=self.theta, channels=channels, numerics=self.numerics)
 
     def _attend(self, q, k, v, tokens: Tokens, cache: LayerCache | None):
         """Attention over this call's tokens, or over the cache for a single new token."""

@@ -9,6 +9,7 @@ from zaya_jax import data as data_lib
 from zaya_jax import load, lora, optim
 from zaya_jax.config import Experiment
 from zaya_jax.data import Prepared, Tokenizer
+from zaya_jax.data.mistakes import as_user_errors
 from zaya_jax.errors import UserError
 from zaya_jax.model import functional
 from zaya_jax.train import workdir
@@ -26,10 +27,11 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
     """
     section, train = experiment.data, experiment.train
     saved = folder / workdir.TOKENIZER
-    given = str(saved) if saved.exists() else section.tokenizer
-    if given is None and train.init_from is not None:
-        given = str(load.tokenizer_of(train.init_from))
-    try:
+    named = f"data.source = {section.source!r}"
+    if section.mixture:
+        named = f"data.mixture = {section.mixture}"
+    given = str(saved) if saved.exists() else load.tokenizer_for(experiment)
+    with as_user_errors(named, section.cache_dir):
         prepared = data_lib.prepare(
             section,
             vocab_size=experiment.model.vocab_size,
@@ -38,17 +40,6 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
             seed=train.seed,
             tokenizer=given,
         )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        named = (
-            f"data.mixture = {section.mixture}"
-            if section.mixture
-            else f"data.source = {section.source!r}"
-        )
-        raise UserError(f"{named}: {error}") from error
-    except OSError as error:
-        raise UserError(
-            f"data.cache_dir = {section.cache_dir}: cannot write there: {error}"
-        ) from error
     _check_ids(experiment, prepared.tokenizer)
     workdir.check_data(folder, prepared.info.as_json())
     if not saved.exists():
@@ -98,7 +89,7 @@ def describe(experiment: Experiment, prepared: Prepared) -> str:
         f"  train {info.train.tokens:,} tokens, held out {info.heldout.documents} documents, "
         f"{info.heldout.tokens:,} tokens; vocabulary {info.vocab_size:,}",
         f"steps: {train.steps:,} of {train.batch_size} x {train.sequence_length} tokens: "
-        f"{tokens:,} tokens, {tokens / info.train.tokens:.2f} epochs",
+        f"{tokens:,} tokens, {tokens / info.train.packed:.2f} epochs",
         f"optimizer: {optim_line(experiment)}",
         *(f"  {line}" for line in table.splitlines()),
         f"balance: {balance_line(experiment)}",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from zaya_jax import load
 from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
 from zaya_jax.model import functional
@@ -68,8 +69,6 @@ def read_weights(experiment: Experiment, path: Path | str, tell: Callable[[str],
     Raises:
       UserError: those weights are of another model; the message lists the fields.
     """
-    from zaya_jax import load
-
     model, init_from = experiment.model, experiment.train.init_from
     loaded = load.load(path, layers=model.layers)
     changed = {
@@ -133,7 +132,6 @@ def load_base(
 
 def _pinned(init_from: str) -> Path:
     """The absolute path of weights that stay as they are: of a run, its newest checkpoint."""
-    from zaya_jax import load
     from zaya_jax.train.checkpoint import steps_in
 
     source = load.locate(Path(init_from).expanduser().absolute())
