@@ -7,7 +7,8 @@ import pytest
 
 from zaya_jax.model.functional import active_parameter_count
 from zaya_jax.train import throughput
-from zaya_jax.train.throughput import Rate, flops_per_token, peak_flops, peak_memory_bytes
+from zaya_jax.costs import flops_per_token
+from zaya_jax.train.throughput import Rate, peak_flops, peak_memory_bytes
 
 
 def test_model_flops_are_those_of_active_weights_and_seen_keys(experiment):

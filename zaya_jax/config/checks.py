@@ -194,8 +194,17 @@ def check_model(model: Model) -> typing.Iterator[str]:
             f"model.attention.rope_fraction = {a.rope_fraction}: head_dim * rope_fraction must be "
             f"an even whole number of channels (head_dim = {a.head_dim})"
         )
-    if len(a.conv_kernels) != 2 or any(not isinstance(k, int) or k < 1 for k in a.conv_kernels):
-        yield f"model.attention.conv_kernels = {a.conv_kernels}: expected two widths of at least 1"
+    if len(a.conv_kernels) > 2 or any(not isinstance(k, int) or k < 1 for k in a.conv_kernels):
+        yield (
+            f"model.attention.conv_kernels = {a.conv_kernels}: expected at most two widths of at "
+            "least 1: (depthwise, head-wise), (depthwise,) or ()"
+        )
+    if a.kind == "mla":
+        yield from _positive("model.attention", a, "kv_rank")
+        if a.q_rank < 0:
+            yield f"model.attention.q_rank = {a.q_rank}: expected a width, or 0 for no latent"
+    if r.depth < 0:
+        yield f"model.router.depth = {r.depth}: expected a number of hidden layers, 0 or more"
     if not a.pattern:
         yield "model.attention.pattern is empty: expected names among " + ", ".join(SPANS)
     for span in a.pattern:

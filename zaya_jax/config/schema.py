@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-ATTENTION_KINDS = ("cca", "gqa")
+ATTENTION_KINDS = ("cca", "gqa", "mha", "mla")
 ROUTER_KINDS = ("mlp_eda", "mlp", "linear")
 SKIP_RULES = ("zero", "passthrough", "none")
 NUMERICS = ("training", "reference")
@@ -24,13 +24,17 @@ LORA_TARGETS = ("q", "k", "v", "o", "experts")
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Compressed convolutional attention (arXiv 2510.04476) or plain GQA."""
+    """Compressed convolutional attention (arXiv 2510.04476), or what it is compared with."""
 
-    kind: str = "cca"
+    kind: str = "cca"  # cca | gqa | mha | mla
     heads: int = 8
-    kv_heads: int = 2
+    kv_heads: int = 2  # of cca and gqa; mha and mla have one a query head
     head_dim: int = 128
-    conv_kernels: tuple[int, ...] = (2, 2)  # (depthwise K0, head-wise K1); (1, 1) mixes no time
+    conv_kernels: tuple[int, ...] = (2, 2)  # of cca: (depthwise K0, head-wise K1), (K0,) or ()
+    qk_mean: bool = True  # of cca: the mean of q and k joins the convolved latents
+    value_shift: bool = True  # of cca: half of each value is the token's before
+    kv_rank: int = 512  # of mla: width of the latent that keys and values are made from
+    q_rank: int = 0  # of mla: width of the queries' latent; 0 makes them of the input itself
     rope_fraction: float = 0.5  # share of each head that is rotated
     rope_theta: float = 5e6
     pattern: tuple[str, ...] = ("full",)  # repeated over the layers: full | sliding
@@ -46,6 +50,7 @@ class Router:
     experts: int = 16
     top_k: int = 1
     width: int = 256
+    depth: int = 2  # hidden layers of the MLP
     skip: str = "zero"  # what the skip class does: zero | passthrough | none (no such class)
     skip_bias: float = -1.0  # its fixed balancing bias; it stays outside the balancer
 
@@ -96,6 +101,8 @@ class Data:
 
     source: str = "stdlib"  # stdlib | stdlib-chat | a folder, text, JSONL, Parquet or prepared data
     mixture: tuple[tuple[str, float], ...] = ()  # ((source, weight), ...) instead of `source`
+    # From these steps on, the sources of `mixture` have other weights: ((step, (weight, ...)), ...)
+    mixture_schedule: tuple[tuple[int, tuple[float, ...]], ...] = ()
     format: str = "auto"  # auto (by the file's fields) | text | chat
     text_field: str = "text"
     messages_field: str = "messages"

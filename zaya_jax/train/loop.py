@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zaya_jax import lora
+from zaya_jax import costs, lora
 from zaya_jax.config import Experiment
 from zaya_jax.data import Prepared
 from zaya_jax.errors import UserError
@@ -248,7 +248,7 @@ class _Run:
             "compile_seconds": self.compiled.seconds,
         }
         if self.peak is not None:
-            used = throughput.flops_per_token(self.experiment) * self.rate.value
+            used = costs.flops_per_token(self.experiment) * self.rate.value
             record["mfu"] = used / self.peak
         return record
 

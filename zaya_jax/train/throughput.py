@@ -11,7 +11,6 @@ import jax
 from jax import monitoring
 
 from zaya_jax.config import Experiment
-from zaya_jax.model.functional import active_parameter_count
 
 PEAK_TFLOPS = {
     "mi300x": 1307.0,
@@ -24,27 +23,6 @@ PEAK_TFLOPS = {
 data sheets. The name of an SXM board says only its generation, that of a slower card says more."""
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-def flops_per_token(experiment: Experiment) -> float:
-    """Model FLOPs of training on one token: what the computation needs, not what is recomputed.
-
-    Two for each active parameter forward and four backward (arXiv 2204.02311, appendix B), two
-    under LoRA, where the base gets no gradient. The tied embedding counts once, for the head; the
-    skip class is not thought of. Attention: scores and values of the keys a query sees, in a
-    sequence of one document.
-    """
-    model, S = experiment.model, experiment.train.sequence_length
-    a = model.attention
-
-    def keys(span: str) -> float:
-        seen = min(a.window or S, S) if span == "sliding" else S
-        return seen - seen * (seen - 1) / (2 * S)  # the first ones see fewer
-
-    spans = [keys(a.pattern[i % len(a.pattern)]) for i in range(model.num_layers)]
-    attention = 4 * a.heads * a.head_dim * sum(spans)  # q k and p v, a multiply and an add each
-    weights = 2 * active_parameter_count(model)
-    return weights * (2 if experiment.lora.rank else 3) + attention * 3
 
 
 def peak_flops(experiment: Experiment, device: jax.Device) -> float | None:
