@@ -78,7 +78,7 @@ def test_optional_field_can_be_set_by_an_override():
         (dict(model__attention__heads=7), r"heads = 7: not a multiple of kv_heads = 2"),
         (dict(model__attention__rope_fraction=0.3), r"rope_fraction = 0.3"),
         (dict(model__attention__conv_kernels=(2, 0)), r"conv_kernels = \(2, 0\)"),
-        (dict(model__attention__conv_kernels=(2, 2, 2)), r"conv_kernels = \(2, 2, 2\): expected at most two widths"),
+        (dict(model__attention__conv_kernels=(2, 2, 2)), r"\(2, 2, 2\): expected at most two"),
         (
             dict(model__attention__pattern=("sliding",)),
             r"window = None: sliding layers need a span",

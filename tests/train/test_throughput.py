@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from zaya_jax.costs import flops_per_token
 from zaya_jax.model.functional import active_parameter_count
 from zaya_jax.train import throughput
-from zaya_jax.costs import flops_per_token
 from zaya_jax.train.throughput import Rate, peak_flops, peak_memory_bytes
 
 

@@ -4,7 +4,7 @@
     study.db                Optuna's storage: what was drawn, and what came of it
     trials.json             the record of every trial, see `Trial`; what pages are made from
     environment.json        one record for each start: command, versions, commit, hardware
-    trials/007/seed-1/      the run directory of trial 7 under seed 1, as `launch.py train` leaves it
+    trials/007/seed-1/      the run directory of trial 7 under seed 1
     trials/007/seed-1.log   what that command printed
     report.html, report.md  see `zaya_jax.report`
 """
