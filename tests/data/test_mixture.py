@@ -2,6 +2,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.data.in_memory import pack, text
 from zaya_jax.data.mixture import Batches, join
@@ -62,10 +64,10 @@ def test_batch_size_must_be_positive():
 # --- Several sources -------------------------------------------------------------------------
 
 
-def mixture(sizes, weights, batch_size=4, seed=0):
+def mixture(sizes, weights, batch_size=4, seed=0, schedule=()):
     """Source i, from 1, has ids 10,000 i and up; shuffling is slow where rows are few."""
     parts = [rows(size, first=10_000 * (i + 1)) for i, size in enumerate(sizes)]
-    return Batches(join(parts), batch_size, seed, weights)
+    return Batches(join(parts), batch_size, seed, weights, schedule)
 
 
 @pytest.mark.parametrize("weights", [(3, 1), (0.2, 0.8), (1, 1), (5, 0.3)])
@@ -108,3 +110,62 @@ def test_the_first_source_of_a_mixture_is_shuffled_as_it_is_alone():
 def test_a_mixture_in_order_is_source_after_source():
     batches = Batches(join([rows(3, first=100), rows(2, first=200)]), 4)
     assert first_ids(batches, range(2)) == [[100, 101, 102, 200], [201, 0, 0, 0]]
+
+
+# --- Weights that change ---------------------------------------------------------------------
+
+
+def sources(batches, steps):
+    """The source of every row, from 1: [steps, B]."""
+    return np.array(first_ids(batches, steps)) // 10_000
+
+
+weights_of_three = st.lists(st.sampled_from([0, 0, 0.3, 1, 2.5]), min_size=3, max_size=3).filter(any)
+schedules = st.lists(st.tuples(st.integers(1, 12), weights_of_three), max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(weights_of_three, schedules, st.integers(0, 3))
+def test_every_stretch_has_its_shares_and_sources_go_on_where_they_were(weights, later, seed):
+    steps = np.cumsum([step for step, _ in later]).tolist()
+    schedule = list(zip(steps, (w for _, w in later), strict=True))
+    end = (steps or [0])[-1] + 12
+    batches = mixture((7, 11, 1030), weights, seed=seed, schedule=schedule)
+    seen = sources(batches, range(end))
+    for start, stop, shares in zip([0, *steps], [*steps, end], [weights, *(w for _, w in later)],
+                                   strict=True):  # fmt: skip
+        rows = seen[start:stop].ravel()
+        for source, share in enumerate(shares, 1):
+            taken = np.cumsum(rows == source) - share / sum(shares) * np.arange(1, rows.size + 1)
+            assert np.abs(taken).max() < 3
+            assert share or not (rows == source).any()
+    # What a source gives, put together, is what it gives alone, epoch by epoch.
+    drawn = np.array(first_ids(batches, range(end))).ravel()
+    for source, size in enumerate((7, 11, 1030), 1):
+        mine = drawn[drawn // 10_000 == source].tolist()
+        only = mixture((7, 11, 1030), np.eye(3)[source - 1].tolist(), seed=seed)
+        assert mine == sum(first_ids(only, range(-(-len(mine) // 4))), [])[: len(mine)]
+        assert all(
+            len(set(mine[i : i + size])) == len(mine[i : i + size])
+            for i in range(0, len(mine), size)
+        )
+
+
+def test_a_batch_depends_on_its_step_alone_across_a_switch():
+    def make(schedule=((5, (0, 1)), (9, (1, 1))), **options):
+        return mixture((40, 30), (1, 0), schedule=schedule, **options)
+
+    forwards = first_ids(make(), range(12))
+    assert first_ids(make(), [9, 4, 5, 11]) == [forwards[i] for i in (9, 4, 5, 11)]
+    halves = first_ids(make(schedule=((10, (0, 1)), (18, (1, 1))), batch_size=2), range(24))
+    assert [a + b for a, b in zip(halves[::2], halves[1::2], strict=True)] == forwards
+    # Up to a switch nothing tells of it.
+    assert first_ids(make(schedule=()), range(5)) == forwards[:5]
+    assert (sources(make(), range(5)) == 1).all() and (sources(make(), range(5, 9)) == 2).all()
+    assert (sources(make(), range(9, 20)) == 1).sum() == 22
+
+
+def test_a_switch_late_in_a_long_run_is_found_at_once():
+    batches = mixture((1100, 1030), (1, 3), batch_size=64, schedule=((10**9, (1, 0)),))
+    assert (sources(batches, [10**9 - 1]) == 1).sum() == 16
+    assert (sources(batches, [10**9]) == 1).all()

@@ -313,7 +313,7 @@ def test_weights_must_be_positive(prepare, folder, chats, weight):
 
 
 def test_a_source_cannot_be_there_twice(prepare, folder):
-    with pytest.raises(ValueError, match="a source is there twice"):
+    with pytest.raises(ValueError, match="is there twice"):
         prepare(mixture=((str(folder), 1.0), (str(folder), 2.0)))
 
 

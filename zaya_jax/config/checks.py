@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from pallas_kernels import dispatch
@@ -80,17 +81,64 @@ def _check_data(data: Data) -> typing.Iterator[str]:
     yield from _among("data.on_bad_record", data.on_bad_record, BAD_RECORDS)
     if not 0 < data.heldout_fraction < 1:
         yield f"data.heldout_fraction = {data.heldout_fraction}: expected a share between 0 and 1"
+    yield from check_mixture(data)
+
+
+def check_mixture(data: Data) -> typing.Iterator[str]:
+    """Yields one message for each mistake in the mixture of sources and its schedule."""
+    problems = list(_check_weights(data))
+    yield from problems
+    if problems or not data.mixture_schedule:
+        return
+    if not data.mixture:
+        yield "data.mixture_schedule: there is no data.mixture whose weights could change"
+        return
+    before = 0
+    for entry in data.mixture_schedule:
+        if not _is_weights_at_a_step(entry):
+            yield f"data.mixture_schedule has {entry!r}: expected (step, (weight, ...))"
+            return
+        step, weights = entry
+        where = f"data.mixture_schedule, step {step}"
+        if step <= before:
+            yield f"{where}: expected steps from 1 on, each later than the one before"
+        before = step
+        if len(weights) != len(data.mixture):
+            yield f"{where}: {len(weights)} weights for the {len(data.mixture)} of data.mixture"
+            return
+        if wrong := [weight for weight in weights if not 0 <= weight < math.inf]:
+            yield f"{where} has weight {wrong[0]}: expected 0 or more"
+        elif not any(weights):
+            yield f"{where}: all weights are 0: no source would give rows"
+    for number, (source, weight) in enumerate(data.mixture):
+        if not weight and not any(weights[number] for _, weights in data.mixture_schedule):
+            yield f"data.mixture: {source!r} has weight 0 from beginning to end"
+
+
+def _check_weights(data: Data) -> typing.Iterator[str]:
+    """Of the mixture. A source may begin with weight 0 if a schedule can bring it in."""
     seen = set()
     for entry in data.mixture:
         pair = isinstance(entry, tuple) and len(entry) == 2
         if not pair or not isinstance(entry[0], str) or not _is_number(entry[1]):
             yield f"data.mixture has {entry!r}: expected pairs (source, weight)"
-        elif not 0 < entry[1] < math.inf:
-            yield f"data.mixture: {entry[0]!r} has weight {entry[1]}: expected more than 0"
-        elif entry[0] in seen:
-            yield f"data.mixture: {entry[0]!r} is there twice"
-        else:
-            seen.add(entry[0])
+            return
+        source, weight = entry
+        if not 0 < weight < math.inf and not (weight == 0 and data.mixture_schedule):
+            yield f"data.mixture: {source!r} has weight {weight}: expected more than 0"
+        if source in seen:
+            yield f"data.mixture: {source!r} is there twice"
+        seen.add(source)
+    if data.mixture and not any(weight for _, weight in data.mixture):
+        yield "data.mixture: all weights are 0: no source would give rows"
+
+
+def _is_weights_at_a_step(entry: Any) -> bool:
+    if not isinstance(entry, tuple) or len(entry) != 2:
+        return False
+    step, weights = entry
+    whole = isinstance(step, int) and not isinstance(step, bool)
+    return whole and isinstance(weights, tuple) and all(map(_is_number, weights))
 
 
 def _check_train(train: Train) -> typing.Iterator[str]:
@@ -181,9 +229,9 @@ def check_model(model: Model) -> typing.Iterator[str]:
     yield from _among("model.activation_dtype", model.activation_dtype, DTYPES)
     yield from _among("model.layers", model.layers, LAYER_FORMS)
     yield from _among("model.remat", model.remat, REMAT)
-    if a.kv_heads > 0 and a.heads % a.kv_heads:
+    if a.kind in ("cca", "gqa") and a.kv_heads > 0 and a.heads % a.kv_heads:
         yield f"model.attention.heads = {a.heads}: not a multiple of kv_heads = {a.kv_heads}"
-    if (a.kv_heads * a.head_dim) % 2:
+    if a.kind == "cca" and (a.kv_heads * a.head_dim) % 2:
         yield (
             f"model.attention.head_dim = {a.head_dim} with kv_heads = {a.kv_heads}: the value is "
             "half current, half delayed, so kv_heads * head_dim must be even"
@@ -193,6 +241,11 @@ def check_model(model: Model) -> typing.Iterator[str]:
         yield (
             f"model.attention.rope_fraction = {a.rope_fraction}: head_dim * rope_fraction must be "
             f"an even whole number of channels (head_dim = {a.head_dim})"
+        )
+    elif a.kind == "mla" and rotary == a.head_dim:
+        yield (
+            f"model.attention.rope_fraction = {a.rope_fraction}: mla makes the other channels of a "
+            "head from its latent, so at least 1 must be left"
         )
     if len(a.conv_kernels) > 2 or any(not isinstance(k, int) or k < 1 for k in a.conv_kernels):
         yield (
@@ -231,7 +284,7 @@ def check_model(model: Model) -> typing.Iterator[str]:
             yield f"model.{name} = {value}: outside the vocabulary of {model.vocab_size}"
 
 
-def _among(field: str, value: Any, accepted: tuple[str, ...]) -> typing.Iterator[str]:
+def _among(field: str, value: Any, accepted: Sequence[str]) -> typing.Iterator[str]:
     if not isinstance(value, str):
         yield f"{field} = {value!r}: expected one of {', '.join(accepted)}"
     elif value not in accepted:

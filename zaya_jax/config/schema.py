@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-ATTENTION_KINDS = ("cca", "gqa", "mha", "mla")
-ROUTER_KINDS = ("mlp_eda", "mlp", "linear")
+# Lists: programs can add to these kinds (see `zaya_jax.config.kinds`).
+ATTENTION_KINDS = ["cca", "gqa", "mha", "mla"]
+ROUTER_KINDS = ["mlp_eda", "mlp", "linear"]
+BALANCERS = ["adamw", "pid", "sign", "none"]
 SKIP_RULES = ("zero", "passthrough", "none")
 NUMERICS = ("training", "reference")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -14,7 +16,6 @@ REMAT = ("none", "dots", "full")
 SPANS = ("full", "sliding")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd", "constant")
-BALANCERS = ("adamw", "pid", "sign", "none")
 BAD_TEXT = ("strict", "skip", "replace")
 BAD_RECORDS = ("fail", "skip")
 FORMATS = ("auto", "text", "chat")
@@ -99,7 +100,8 @@ class Model:
 class Data:
     """Where text comes from and how it becomes rows; see `zaya_jax.data`."""
 
-    source: str = "stdlib"  # stdlib | stdlib-chat | a folder, text, JSONL, Parquet or prepared data
+    # stdlib | stdlib-chat | stdlib-docs | recall | a folder, text, JSONL, Parquet or prepared data
+    source: str = "stdlib"
     mixture: tuple[tuple[str, float], ...] = ()  # ((source, weight), ...) instead of `source`
     # From these steps on, the sources of `mixture` have other weights: ((step, (weight, ...)), ...)
     mixture_schedule: tuple[tuple[int, tuple[float, ...]], ...] = ()

@@ -7,11 +7,13 @@ names them with their weights; DIR is then a source like any other.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from zaya_jax.config.checks import check_mixture
 from zaya_jax.config.schema import Data
 from zaya_jax.data import folders
 from zaya_jax.data.cache import atomic_path
@@ -21,11 +23,23 @@ MIXTURE = "mixture.index.json"
 
 
 class Entry(NamedTuple):
-    """One source of a mixture: its name, its share of the rows, and its folder if prepared."""
+    """One source of a mixture.
+
+    Attributes:
+        source: its name.
+        weights: its share of the rows in every stretch of `data.mixture_schedule`; the first is
+            that of `data.mixture`.
+        folder: where it was prepared, if it was.
+    """
 
     source: str
-    weight: float
+    weights: tuple[float, ...]
     folder: Path | None
+
+    @property
+    def weight(self) -> float:
+        """Its share at the beginning."""
+        return self.weights[0]
 
 
 def resolve(data: Data) -> list[Entry]:
@@ -35,35 +49,50 @@ def resolve(data: Data) -> list[Entry]:
     the config, and stands in its place.
 
     Raises:
-        ValueError: a weight that is not positive, the same source twice, a prepared mixture that
-            is damaged, or one that stands in the place of another.
+        ValueError: a mistake in the mixture or its schedule, the same source twice, a prepared
+            mixture that is damaged, or one that stands in the place of another.
     """
-    entries: list[Entry] = []
-    sources = data.mixture or ((data.source, 1.0),)
+    if problems := list(check_mixture(data)):
+        raise ValueError("; ".join(problems))
+    weights = _weights(data)
     if data.mixture and (file := Path(data.source).expanduser() / MIXTURE).is_file():
-        made = tuple((entry["source"], entry["weight"]) for entry in _read_mixture(file))
-        if _shares(made) != _shares(data.mixture):
+        inner = _read_mixture(file)
+        made = {entry["source"]: entry["weight"] for entry in inner}
+        if _shares(made) != _shares(dict(data.mixture)):
             raise ValueError(
-                f"{data.source} was prepared of the mixture {made}, data.mixture is "
+                f"{data.source} was prepared of the mixture {tuple(made.items())}, data.mixture is "
                 f"{data.mixture}: prepare it anew, or set data.mixture = () to train on it as it is"
             )
-        sources = ((data.source, 1.0),)
-    for source, weight in sources:
-        if not 0 < weight < math.inf:
-            raise ValueError(f"data.mixture: {source!r} has weight {weight}: expected more than 0")
-        folder = Path(source).expanduser()
-        if (folder / MIXTURE).is_file():
-            inner = _read_mixture(folder / MIXTURE)
-            whole = sum(entry["weight"] for entry in inner)
-            for entry in inner:
-                place = folder / entry["folder"]
-                entries.append(Entry(str(place), weight * entry["weight"] / whole, place))
-        else:
-            entries.append(Entry(source, weight, folder if folders.is_prepared(folder) else None))
+        places = {entry["source"]: file.parent / entry["folder"] for entry in inner}
+        entries = [Entry(str(place), weights[name], place) for name, place in places.items()]
+    else:
+        entries = [entry for name in weights for entry in _entries(name, weights[name])]
     if len({entry.source for entry in entries}) < len(entries):
         raise ValueError("data.mixture: a source is there twice")
-    whole = sum(entry.weight for entry in entries)
-    return [entry._replace(weight=entry.weight / whole) for entry in entries]
+    whole = np.sum([entry.weights for entry in entries], axis=0)
+    return [entry._replace(weights=tuple((entry.weights / whole).tolist())) for entry in entries]
+
+
+def _weights(data: Data) -> dict[str, tuple[float, ...]]:
+    """What the section says of every source: its weight in each stretch."""
+    if not data.mixture:
+        return {data.source: (1.0,)}
+    first = tuple(weight for _, weight in data.mixture)
+    stretches = zip(first, *(weights for _, weights in data.mixture_schedule), strict=True)
+    return dict(zip((source for source, _ in data.mixture), stretches, strict=True))
+
+
+def _entries(source: str, weights: tuple[float, ...]) -> Iterator[Entry]:
+    """A source, or those of a prepared mixture, among which its weight is divided."""
+    folder = Path(source).expanduser()
+    if not (folder / MIXTURE).is_file():
+        yield Entry(source, weights, folder if folders.is_prepared(folder) else None)
+        return
+    inner = _read_mixture(folder / MIXTURE)
+    whole = sum(entry["weight"] for entry in inner)
+    for entry in inner:
+        place = folder / entry["folder"]
+        yield Entry(str(place), tuple(w * entry["weight"] / whole for w in weights), place)
 
 
 def subfolder(number: int, source: str) -> str:
@@ -72,9 +101,8 @@ def subfolder(number: int, source: str) -> str:
     return f"{number}-{name[:40]}"
 
 
-def _shares(sources: Iterable[tuple[str, float]]) -> dict[str, float]:
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
     """Weights as shares, rounded as far as two ways to write them may differ."""
-    weights = dict(sources)
     return {source: round(weight / sum(weights.values()), 9) for source, weight in weights.items()}
 
 

@@ -1,4 +1,4 @@
-"""A conversation as token ids: what is learnt, and where the model thinks."""
+"""A record as token ids: what is learnt, and where the model thinks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ class Think(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One conversation of n tokens.
+    """One text, conversation or cloze of n tokens.
 
     Attributes:
         ids: [n] int32, the token ids.
-        learn: [n] bool, the tokens that the model has to produce: of assistant turns the
-            thinking, the answer, the tool calls and the token that ends the turn.
+        learn: [n] bool, the tokens that the model has to produce: all of a text; of assistant
+            turns the thinking, the answer, the tool calls and the token that ends the turn; of a
+            cloze the blanks.
         thinks: the think blocks of assistant turns, in order. Token `start - 1` is `<think>` and
             token `stop` is `</think>`.
-        turns: number of assistant turns.
+        turns: number of assistant turns; 0 for a text, 1 for a cloze. An example with turns is
+            of use as a whole only.
     """
 
     ids: np.ndarray

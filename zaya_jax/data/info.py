@@ -68,7 +68,7 @@ class SourceInfo:
     """One source of a run.
 
     Attributes:
-        weight: its share of the training rows.
+        weight: its share of the training rows, until a schedule changes it.
         corpus: everything that was read.
         rows_sha256: of both parts, the examples and which of their tokens lie in which row.
         train: what is trained on.
@@ -92,6 +92,7 @@ class DataInfo:
         packing: `stream` or `best_fit`.
         sequence_length: S.
         sources: in the order of the mixture.
+        schedule: from which steps on the sources have other shares, and which.
     """
 
     tokenizer_sha256: str
@@ -99,6 +100,7 @@ class DataInfo:
     packing: str
     sequence_length: int
     sources: tuple[SourceInfo, ...]
+    schedule: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     @property
     def rows_sha256(self) -> str:
@@ -107,7 +109,8 @@ class DataInfo:
         It knows the ids and not where they came from: a renamed file, or code that makes the same
         rows in another way, changes nothing.
         """
-        parts = [(source.rows_sha256, source.weight) for source in self.sources]
+        parts: list = [(source.rows_sha256, source.weight) for source in self.sources]
+        parts += self.schedule
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
@@ -126,12 +129,13 @@ class DataInfo:
         return PartInfo.total(source.heldout for source in self.sources)
 
     def as_json(self) -> dict[str, Any]:
-        """Nested dictionaries of numbers and strings; the sources under their names."""
+        """Nested dictionaries and lists of numbers and strings; the sources under their names."""
         content = asdict(self)
         names = [source.corpus.source for source in self.sources]
         return content | {
             "rows_sha256": self.rows_sha256,
             "sources": dict(zip(names, content["sources"], strict=True)),
+            "schedule": [[step, list(weights)] for step, weights in self.schedule],
             "corpus": asdict(self.corpus),
             "train": asdict(self.train),
             "heldout": asdict(self.heldout),

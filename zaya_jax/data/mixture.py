@@ -6,12 +6,17 @@ and it does not matter how many processes make the batches.
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 
 from zaya_jax.data.packing import Batch, JoinedRows, PackedRows, Rows
+
+Schedule = Sequence[tuple[int, Sequence[float]]]
+"""Weights of sources, each with the step from which on they hold."""
 
 _STRIDE = 0x9E3779B1
 """Between the seeds of sources; grain counts an epoch's seed up from that of the source."""
@@ -39,6 +44,7 @@ class Batches:
         batch_size: int,
         seed: int | None = None,
         weights: Sequence[float] | None = None,
+        schedule: Schedule = (),
     ):
         """Orders rows.
 
@@ -46,7 +52,8 @@ class Batches:
             rows: `PackedRows`, or with weights `JoinedRows`.
             batch_size: B.
             seed: of the order; None for the order of the rows.
-            weights: one for each part of the rows, all positive.
+            weights: one for each part of the rows; none negative, not all 0.
+            schedule: the weights from some steps on, the steps increasing from 1 at the least.
 
         Raises:
             ValueError: B below 1.
@@ -56,12 +63,14 @@ class Batches:
         self.rows = rows
         self.batch_size = batch_size
         if seed is None:
-            order = grain.MapDataset.range(len(self) * batch_size)
+            orders = {0: grain.MapDataset.range(len(self) * batch_size)}
         elif isinstance(rows, JoinedRows):
-            order = _mixed(rows.firsts, seed, weights or [1.0] * len(rows.parts))
+            weights = [1.0] * len(rows.parts) if weights is None else weights
+            orders = _mixed(rows.firsts, seed, [(0, weights), *schedule], batch_size)
         else:
-            order = _shuffled(0, len(rows), seed)
-        self._batches = order.batch(batch_size).map(rows.take)
+            orders = {0: _shuffled(0, len(rows), seed)}
+        self._firsts = list(orders)  # steps with which stretches of other weights begin
+        self._stretches = [order.batch(batch_size).map(rows.take) for order in orders.values()]
 
     def __len__(self) -> int:
         """Batches in one pass over the rows, a last partial one included."""
@@ -73,9 +82,11 @@ class Batches:
         Raises:
             IndexError: a negative step, or without a seed one past the last batch.
         """
-        if not 0 <= step < len(self._batches):
-            raise IndexError(f"step {step} is not below {len(self._batches)}")
-        return self._batches[step]
+        stretch = max(bisect_right(self._firsts, step) - 1, 0)
+        batches, number = self._stretches[stretch], step - self._firsts[stretch]
+        if not 0 <= number < len(batches):
+            raise IndexError(f"step {step} is not below {len(batches)}")
+        return batches[number]
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass: batches 0 to `len(self) - 1`."""
@@ -87,13 +98,50 @@ def join(parts: Sequence[PackedRows]) -> Rows:
     return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
 
-def _mixed(firsts: np.ndarray, seed: int, weights: Sequence[float]) -> grain.MapDataset:
-    """Row numbers: of source i those from `firsts[i]` to `firsts[i + 1] - 1`."""
+def _mixed(
+    firsts: np.ndarray, seed: int, stretches: Schedule, batch_size: int
+) -> dict[int, grain.MapDataset]:
+    """Row numbers of every stretch, by its first step.
+
+    Args:
+        firsts: of source i are the rows from `firsts[i]` to `firsts[i + 1] - 1`.
+        seed: of the order.
+        stretches: their first steps and weights. A source of weight 0 gives no rows.
+        batch_size: B.
+    """
     sources = [
         _shuffled(int(start), int(stop), (seed + i * _STRIDE) % 2**32)
         for i, (start, stop) in enumerate(zip(firsts[:-1], firsts[1:], strict=True))
     ]
-    return grain.MapDataset.mix(sources, weights)
+    orders = {}
+    drawn = [0] * len(sources)  # rows that each source has given
+    for number, (first, weights) in enumerate(stretches):
+        active = {i: weight for i, weight in enumerate(weights) if weight}
+        rest = [sources[i][drawn[i] :] for i in active]
+        orders[first] = grain.MapDataset.mix(rest, list(active.values()))
+        if number + 1 < len(stretches):
+            rows = (stretches[number + 1][0] - first) * batch_size
+            for i, count in zip(active, _drawn(list(active.values()), rows), strict=True):
+                drawn[i] += count
+    return orders
+
+
+def _drawn(weights: Sequence[float], rows: int) -> list[int]:
+    """How many of the first rows of a mixture each source gives.
+
+    The number of the next row that a source gives is how many it gave before.
+    """
+    numbered = [
+        grain.MapDataset.range(sys.maxsize).map(lambda row, source=i: (source, row))
+        for i in range(len(weights))
+    ]
+    mixed = grain.MapDataset.mix(numbered, weights)
+    found: dict[int, int] = {}
+    while len(found) < len(weights):
+        source, row = mixed[rows]
+        found.setdefault(source, row)
+        rows += 1
+    return [found[i] for i in range(len(weights))]
 
 
 def _shuffled(start: int, stop: int, seed: int) -> grain.MapDataset:

@@ -24,7 +24,7 @@ from zaya_jax.data.info import DataInfo, PartInfo, SourceInfo
 from zaya_jax.data.mixture import Batches, join
 from zaya_jax.data.packing import PackedRows
 from zaya_jax.data.plan import PACKINGS
-from zaya_jax.data.readers import Conversation, Document, Rules
+from zaya_jax.data.readers import Conversation, Document, Record, Rules
 from zaya_jax.data.sources import Survey, read, survey
 from zaya_jax.data.tokenizer import Tokenizer, cached_bpe
 
@@ -168,8 +168,11 @@ def assemble(
     heldout = {name: part for name, part in zip(names, rows["heldout"], strict=True) if len(part)}
     if not heldout:
         raise _nothing_fits(" + ".join(names), sequence_length)
+    weights, *later = zip(*(entry.weights for entry in entries), strict=True)
+    steps = [step for step, _ in data.mixture_schedule]
+    schedule = tuple(zip(steps, later, strict=True))
     return Prepared(
-        train=Batches(join(rows["train"]), batch_size, seed, [entry.weight for entry in entries]),
+        train=Batches(join(rows["train"]), batch_size, seed, weights, schedule),
         heldout=Heldout.of(heldout, batch_size, tokenizer),
         tokenizer=tokenizer,
         info=DataInfo(
@@ -178,6 +181,7 @@ def assemble(
             packing=data.packing,
             sequence_length=sequence_length,
             sources=tuple(sources),
+            schedule=schedule,
         ),
     )
 
@@ -269,13 +273,13 @@ def _trained(
     )
 
 
-def _texts_of(record: Document | Conversation) -> Iterator[str]:
-    """What a tokenizer learns from: the text, or the texts in the messages."""
+def _texts_of(record: Record) -> Iterator[str]:
+    """What a tokenizer learns from: the text, the texts in the messages, nothing of a cloze."""
     if isinstance(record, Document):
         yield record.text
-        return
-    for message in record.messages:
-        yield from (value for value in message.values() if isinstance(value, str))
+    elif isinstance(record, Conversation):
+        for message in record.messages:
+            yield from (value for value in message.values() if isinstance(value, str))
 
 
 def _where(source: str) -> str:

@@ -58,6 +58,10 @@ def summary(info: DataInfo, histograms: list[dict[str, int]]) -> Iterator[str]:
         yield f"  {t.rows:,} rows, {t.packed:,} tokens in them: {t.efficiency:.2%} of the room"
         yield "  examples by length in tokens:"
         yield from (f"    {line}" for line in bars(counts))
+    for step, weights in info.schedule:
+        shares = zip((source.corpus.source for source in info.sources), weights, strict=True)
+        told = ", ".join(f"{source} {weight:.3g}" for source, weight in shares)
+        yield f"weights from step {step:,} on: {told}"
 
 
 def row(batch: Batch, tokenizer: Tokenizer) -> Iterator[str]:

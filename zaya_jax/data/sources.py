@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zaya_jax.data import split
+from zaya_jax.data import recall, split, stdlib_chat, stdlib_docs
 from zaya_jax.data.readers import Document, Intake, Record, Rules, read_text, reader
 
 _NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages")
@@ -33,7 +33,7 @@ class CorpusInfo:
     Attributes:
         source: what was asked for; for `stdlib` with the Python version, because the text
             differs from one patch release to the next.
-        documents: records there are, documents and conversations.
+        documents: records there are, of whatever kind.
         bytes: total length of their contents in UTF-8.
         sha256: of all names and contents in order, see `fingerprint`.
         skipped: documents left out because they were not UTF-8.
@@ -109,16 +109,17 @@ def read(source: str, rules: Rules, intake: Intake | None = None) -> Iterator[Re
 
     Args:
         source: `stdlib` for the sources of the running Python's standard library without its
-            tests; `stdlib-chat` for tasks and answers made of its functions; or a path: a text
-            file, JSON lines (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`), Parquet (`.parquet`), or a
-            folder of such files, read recursively; hidden files are left out. A single text file
-            is cut at line ends into some dozens of documents, so that a part of it can be held out.
+            tests; `stdlib-chat` for tasks and answers made of its functions; `stdlib-docs` for the
+            prose in it; `recall` for `zaya_jax.data.recall`; or a path: a text file, JSON lines
+            (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`), Parquet (`.parquet`), or a folder of such files,
+            read recursively; hidden files are left out. A single text file is cut at line ends
+            into some dozens of documents, so that a part of it can be held out.
         rules: which fields hold text or messages, and what to do with what is wrong. For
             `stdlib`, files declare their encoding and undecodable ones are always skipped.
         intake: counts what was left out; one of these rules.
 
     Yields:
-        Documents that are not empty, and conversations.
+        Documents that are not empty, conversations, and clozes.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -135,19 +136,13 @@ def read(source: str, rules: Rules, intake: Intake | None = None) -> Iterator[Re
 
 
 def _read(source: str, intake: Intake) -> Iterator[Record]:
-    if source in ("stdlib", "stdlib-chat"):
-        modules = read_stdlib(intake)
-        if source == "stdlib-chat":
-            from zaya_jax.data.stdlib_chat import conversations
-
-            yield from conversations(modules)
-        else:
-            yield from modules
+    if source in BUILT_IN:
+        yield from BUILT_IN[source](intake)
         return
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"no corpus at {source!r}: give 'stdlib', 'stdlib-chat', a file or a folder"
+            f"no corpus at {source!r}: give {', '.join(map(repr, BUILT_IN))}, a file or a folder"
         )
     yield from _read_path(path, intake)
 
@@ -182,7 +177,7 @@ def survey(
         )
     info = CorpusInfo(
         source=f"{source} (Python {platform.python_version()})"
-        if source in ("stdlib", "stdlib-chat")
+        if source.startswith("stdlib") and source in BUILT_IN
         else source,
         documents=len(places),
         bytes=sum(sizes),
@@ -205,6 +200,15 @@ def read_stdlib(intake: Intake) -> Iterator[Document]:
                 yield Document(name, file.read())
         except (SyntaxError, UnicodeDecodeError):
             intake.skipped += 1
+
+
+BUILT_IN: dict[str, Callable[[Intake], Iterator[Record]]] = {
+    "stdlib": read_stdlib,
+    "stdlib-chat": lambda intake: stdlib_chat.conversations(read_stdlib(intake)),
+    "stdlib-docs": lambda intake: stdlib_docs.documents(read_stdlib(intake)),
+    "recall": lambda intake: recall.examples(),
+}
+"""Sources that are there wherever Python is, by name."""
 
 
 def _read_path(path: Path, intake: Intake) -> Iterator[Record]:
