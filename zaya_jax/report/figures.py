@@ -1,68 +1,16 @@
-"""The plots of a run, as SVG text that takes its ink from the page it stands on.
-
-Axes and letters are drawn in `INK`, which becomes the page's `currentColor`: one figure serves
-light and dark pages. Lines have colours that stand out on both.
-"""
+"""The plots of a run over its steps; those of several runs are in `bands`."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
-from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-matplotlib.use("svg")
+from zaya_jax.report.draw import COLOURS, INK, figure
 
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import TwoSlopeNorm  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-
-INK = "#010203"
-COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899")
 _MANY_LAYERS = len(COLOURS)
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # letters stay letters: small, and in the page's own font
-    "font.size": 11,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "axes.prop_cycle": cycler(color=COLOURS),
-}
-
-
-def figure(name: str, draw: Callable[[Axes], None], height: float = 3.4) -> str:
-    """An `<svg>` element.
-
-    Args:
-      name: makes ids inside the SVG differ from those of other figures on the page.
-      draw: draws on the axes it is given.
-      height: in inches, of a width of 6.4.
-    """
-    with plt.rc_context({**_STYLE, "svg.hashsalt": name}):
-        canvas, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
-        draw(axes)
-        text = io.StringIO()
-        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(canvas)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Sized by the page: the width and height in points give way to the viewBox.
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    label = rf'\1 role="img" aria-label="{name}"'
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', label, svg, count=1)
-    return svg
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -80,7 +28,8 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def losses(
-    train: tuple[Sequence[int], Sequence[float]], heldout: tuple[Sequence[int], Sequence[float]]
+    train: tuple[Sequence[int], Sequence[float | None]],
+    heldout: tuple[Sequence[int], Sequence[float | None]],
 ) -> str:
     """Loss of training batches, faint and smoothed, and of the held-out text; (steps, nats).
 
@@ -90,10 +39,12 @@ def losses(
     def draw(axes: Axes) -> None:
         if train[0]:
             values = np.array(train[1], float)  # None becomes NaN
-            axes.plot(train[0], values, alpha=0.25, linewidth=0.8, color=COLOURS[0])
+            axes.plot(train[0], values, alpha=0.3, linewidth=0.7, color=COLOURS[0])
             window = max(len(values) // 25, 1)
             axes.plot(train[0], smooth(values, window), color=COLOURS[0], label="train")
-        axes.plot(heldout[0], np.array(heldout[1], float), "o-", color=COLOURS[1], label="held out")
+        if heldout[0]:
+            values = np.array(heldout[1], float)
+            axes.plot(*(heldout[0], values), "o-", ms=4, color=COLOURS[1], label="held out")
         axes.set(xlabel="step", ylabel="nats per token")
         axes.legend()
 
@@ -107,7 +58,7 @@ def load_entropy(steps: Sequence[int], values: np.ndarray) -> str:
         _layers(axes, steps, values)
         axes.axhline(1, color=INK, linewidth=0.6, linestyle=":")
         axes.set(xlabel="step", ylabel="entropy of loads / log E", ylim=(0, 1.03))
-        axes.legend(loc="lower right", ncols=2)
+        _legend(axes)
 
     return figure("router load entropy", draw)
 
@@ -118,9 +69,13 @@ def by_layer(name: str, steps: Sequence[int], values: np.ndarray, label: str) ->
     def draw(axes: Axes) -> None:
         _layers(axes, steps, values)
         axes.set(xlabel="step", ylabel=label)
-        axes.legend(ncols=2)
+        _legend(axes)
 
     return figure(name, draw)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(ncols=2, columnspacing=1.0)
 
 
 def _layers(axes: Axes, steps: Sequence[int], values: np.ndarray) -> None:
@@ -156,7 +111,7 @@ def ranges(
             axes.plot(steps, low.mean(1), color=COLOURS[0], linestyle="--")
         axes.axhline(even, color=INK, linewidth=0.6, linestyle=":")
         axes.set(xlabel="step", ylabel=label)
-        axes.legend(ncols=2)
+        _legend(axes)
 
     return figure(name, draw)
 
@@ -169,7 +124,7 @@ def groups(name: str, steps: Sequence[int], values: Mapping[str, np.ndarray], la
             line = np.where(line > 0, line, np.nan)  # a frozen group has no logarithm
             axes.plot(steps, line, linewidth=1.2, label=group)
         axes.set(xlabel="step", ylabel=label, yscale="log")
-        axes.legend(ncols=2)
+        _legend(axes)
 
     return figure(name, draw)
 
@@ -197,37 +152,12 @@ def depth(steps: Sequence[int], values: np.ndarray) -> str:
         for row in chosen:
             axes.plot(values[row], "o-", markersize=3, linewidth=1.2, label=f"step {steps[row]:,}")
         axes.set(xlabel="layer", ylabel="norm of the residual stream")
-        axes.set_xticks(_marks(values.shape[1]))
-        axes.legend(ncols=2)
+        axes.set_xticks(marks(values.shape[1], most=10))
+        _legend(axes)
 
     return figure("residual norm", draw)
 
 
-def heatmap(
-    name: str, values: np.ndarray, label: str, centre: float, lowest: float | None = None
-) -> str:
-    """Layers x experts. values: [L, E].
-
-    Colours diverge from `centre`, as far down as up, or down to `lowest`.
-    """
-
-    def draw(axes: Axes) -> None:
-        reach = max(float(np.nanmax(np.abs(values - centre), initial=0)), 1e-9)
-        bottom = centre - reach if lowest is None else lowest
-        norm = TwoSlopeNorm(centre, bottom, centre + reach)
-        mesh = axes.pcolormesh(values, cmap="RdBu_r", norm=norm)
-        axes.set(xlabel="expert", ylabel="layer")
-        rows, columns = values.shape
-        axes.set_xticks(_marks(columns) + 0.5, [str(i) for i in _marks(columns)])
-        axes.set_yticks(_marks(rows) + 0.5, [str(i) for i in _marks(rows)])
-        axes.invert_yaxis()
-        bar = axes.figure.colorbar(mesh, ax=axes, label=label)
-        bar.ax.set_yscale("linear")
-        bar.outline.set_visible(False)
-
-    return figure(name, draw, height=min(1.6 + 0.28 * len(values), 9))
-
-
-def _marks(count: int) -> np.ndarray:
-    """At most twenty of 0..count-1, evenly apart."""
-    return np.arange(0, count, -(-count // 20))
+def marks(count: int, most: int = 20) -> np.ndarray:
+    """At most that many of 0..count-1, evenly apart."""
+    return np.arange(0, count, -(-count // most))

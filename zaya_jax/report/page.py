@@ -1,143 +1,146 @@
-"""`report.html`: one file without scripts or links, for light and dark, wide and narrow."""
+"""The page of one run, and how any page is written."""
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zaya_jax.config import to_dict
 from zaya_jax.data.cache import atomic_path
-from zaya_jax.report import curves, figures
-from zaya_jax.report.run import Run, changed_fields
+from zaya_jax.report import curves, heatmaps, html, markdown
+from zaya_jax.report.content import (
+    Code,
+    Figure,
+    Page,
+    Part,
+    Section,
+    Table,
+    Text,
+    fields,
+    flat,
+    setting,
+)
+from zaya_jax.report.run import Record, Run, changed_fields
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 1rem;
-       color: light-dark(#1b1f24, #d7dde4); background: light-dark(#fff, #14171a); }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
-p { margin: .3rem 0 .8rem; } svg { width: 100%; height: auto; display: block; }
-.lead { font-size: 1.1rem; }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top;
-         border-bottom: 1px solid light-dark(#e3e6ea, #2b3036); font-weight: normal; }
-td { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-pre { overflow-x: auto; padding: .7rem; border-radius: .4rem; font-size: .85rem;
-      background: light-dark(#f4f5f7, #1e2226); }
-.muted { color: light-dark(#59636e, #97a1ab); font-size: .9rem; }
-"""
+
+def save(page: Page, out: Path) -> Path:
+    """Writes a page as HTML, and as Markdown beside it; each whole or not at all.
+
+    Args:
+      out: of the HTML; the Markdown has the same name and ends in `.md`.
+
+    Returns:
+      `out`.
+    """
+    with atomic_path(out) as scratch:
+        scratch.write_text(html.render(page))
+    markdown.write(page, out.with_suffix(".md"))
+    return out
 
 
 def write(run: Run, out: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
-    """Writes the page of a run, whole or not at all.
+    """Writes the page of a run, see `save`.
 
     Args:
       run: see `zaya_jax.report.run`.
       out: the file.
       extra: further tables, by heading.
     """
-    with atomic_path(out) as scratch:
-        scratch.write_text(render(run, extra or {}))
-    return out
+    return save(of_run(run, extra or {}), out)
 
 
-def render(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page as text."""
-    first, last = run.evaluations[0], run.evaluations[-1]
-    experts = run.experiment.model.router.experts
-    name = html.escape(run.experiment.name)
-    heldout = run.data.get("heldout", {})
-    parts = [
-        f"<h1>{name}</h1>",
-        f'<p class="lead">{_bits(last)} bits per byte on '
-        f"{heldout.get('documents', '?')} held-out documents after {last['step']:,} steps, from "
-        f"{_bits(first)} before training.</p>",
-        *(_section(title, _table(rows)) for title, rows in extra.items()),
-        _section("Loss", figures.losses(*_losses(run))),
-    ]
-    parts += [_section(*section) for section in curves.sections(run)]
-    parts += [
-        _section(
-            "Load of each expert",
-            figures.heatmap("load", run.load, "share of tokens", 1 / experts, lowest=0),
-            f"On the held-out text, at the last evaluation; an even share is {1 / experts:.3f}.",
-        ),
-        _section(
-            "Balancing biases",
-            figures.heatmap("biases", run.biases, "bias", 0.0),
-            "Added to the router's probabilities when experts are chosen, never when they are "
-            "weighed.",
-        ),
-        _section("Results", _table(run.results)),
-        _section("Config, where it is not the default", _table(changed_fields(run.experiment))),
-        _section("Data", _table(_flat(run.data))),
-        *_starts(run),
-        "<details><summary>The whole config</summary><pre>"
-        + html.escape(json.dumps(to_dict(run.experiment), indent=2))
-        + "</pre></details>",
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+def of_run(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> Page:
+    """The page of a run."""
+    results = run.results
+    return Page(
+        run.name,
+        [Text(_lead(run), "lead"), *(Text(problem, "warning") for problem in run.problems)],
+        [
+            *(Section(title, [fields(rows)]) for title, rows in extra.items()),
+            Section("Loss and depth", list(_training(run))),
+            Section("Balance of the experts", [*_heatmaps(run), *curves.drawn(run, "balance")]),
+            Section("Results and costs", [fields(results)], summary=True),
+            Section("Commands, of every start", list(_commands(run.starts))),
+            Section("Config, where it is not the default", _settings(changed_fields(run.config))),
+            Section("Ran on", place(run.starts)),
+            Section("Data", [fields(flat(run.data))] if run.data else []),
+            Section("The whole config", [Code(json.dumps(run.config, indent=2))], folded=True),
+        ],
+        results,
     )
 
 
-def _bits(record: Mapping[str, Any]) -> str:
+def _lead(run: Run) -> str:
+    if not run.evaluations:
+        return f"{run.step:,} steps, and no evaluation on held-out text yet."
+    first, last = run.evaluations[0], run.evaluations[-1]
+    documents = run.data.get("heldout", {}).get("documents", "?")
+    return (
+        f"{_bits(last)} bits per byte on {documents} held-out documents after {last['step']:,} "
+        f"steps, from {_bits(first)} at step {first['step']:,}."
+    )
+
+
+def _bits(record: Record) -> str:
     value = record["heldout_bits_per_byte"]
     return "no number of" if value is None else f"{value:.3f}"
 
 
-def _losses(run: Run) -> tuple[tuple[list, list], tuple[list, list]]:
-    train = [r["step"] for r in run.train], [r["loss"] for r in run.train]
-    heldout = [r["step"] for r in run.evaluations], [r["heldout_loss"] for r in run.evaluations]
-    return train, heldout
+def _training(run: Run) -> Iterator[Figure]:
+    if run.train or run.evaluations:
+        yield curves.losses(run)
+    yield from curves.drawn(run, "training")
 
 
-def _section(title: str, body: str, note: str = "") -> str:
-    note = f'<p class="muted">{html.escape(note)}</p>' if note else ""
-    return f"<h2>{html.escape(title)}</h2>{note}{body}"
+def _heatmaps(run: Run) -> Iterator[Figure]:
+    loads, biases = run.loads(), run.biases()
+    if loads is not None:
+        steps, shares = loads
+        even = 1 / shares.shape[-1]
+        yield Figure(
+            "Load of each expert",
+            heatmaps.heatmap("load", shares[-1], "share of tokens", even, lowest=0),
+            f"On the held-out text at step {steps[-1]:,}; an even share is {even:.3f}.",
+        )
+    if biases is not None:
+        steps, values = biases
+        yield Figure(
+            "Balancing biases",
+            heatmaps.heatmap("biases", values[-1], "bias", 0.0),
+            f"At step {steps[-1]:,}; added to the router's probabilities when experts are chosen, "
+            "never when they are weighed.",
+        )
+    if loads is not None and len(loads[0]) > 1:
+        yield Figure(
+            "Load of each expert over time",
+            heatmaps.over_time(
+                "load over time", *loads, "share of tokens", even, lowest=0, reach=even
+            ),
+            f"A panel for each layer, a row for each expert, at {len(loads[0])} evaluations on the "
+            "held-out text. Clear is an even share, orange more, blue less.",
+            wide=True,
+        )
+    if biases is not None and len(biases[0]) > 1:
+        yield Figure(
+            "Balancing biases over time",
+            heatmaps.over_time("biases over time", *biases, "bias", 0.0),
+            "The same for the biases: clear is none, orange favours an expert.",
+            wide=True,
+        )
 
 
-def _table(rows: Mapping[str, Any]) -> str:
-    cells = []
-    for name, value in rows.items():
-        cells.append(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text(value))}</td></tr>")
-    return f'<div class="table"><table>{"".join(cells)}</table></div>'
+def _commands(starts: Sequence[Record]) -> Iterator[Part]:
+    if starts:
+        yield Code("\n".join(str(start.get("command", "?")) for start in starts))
 
 
-def text(value: Any) -> str:
-    """A value as a person reads it: thousands apart, four digits of a fraction."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(text, value))
-    return "none" if value is None else str(value)
+def _settings(changed: Record) -> list[Part]:
+    return [Table([(path, setting(value)) for path, value in changed.items()])] if changed else []
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-def _starts(run: Run) -> list[str]:
-    if not run.starts:
+def place(starts: Sequence[Record]) -> list[Part]:
+    """What the last start ran on."""
+    if not starts:
         return []
-    commands = "\n".join(start["command"] for start in run.starts)
-    place = {name: value for name, value in run.starts[-1].items() if name != "command"}
-    return [
-        _section("Command", f"<pre>{html.escape(commands)}</pre>"),
-        _section("Ran on", _table(_flat(place))),
-    ]
+    return [fields(flat({name: x for name, x in starts[-1].items() if name != "command"}))]

@@ -1,21 +1,22 @@
-"""What is to be said of one run: read from its directory, nothing computed anew."""
+"""What is to be said of one run: read from its directory, nothing computed anew.
+
+A run may be under way, or have died: what is there is read, and `problems` says what is not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zaya_jax.config import Experiment, to_dict
+from zaya_jax import costs
+from zaya_jax.config import Experiment, from_dict, to_dict
 from zaya_jax.errors import UserError
-from zaya_jax.model.functional import (
-    active_parameter_count,
-    bias_declarations,
-    parameter_count,
-)
+from zaya_jax.model.functional import bias_declarations
 from zaya_jax.train import metrics, workdir
 
 Record = dict[str, Any]
@@ -37,59 +38,125 @@ class Run:
     """A run directory as read.
 
     Attributes:
-      train: records with a `loss`. evaluations: records with `heldout_bits_per_byte`.
+      config: `config.json` as it is.
+      experiment: the same, typed; None if it is not of this version.
+      records: all lines of `metrics.jsonl`.
       starts: of `environment.json`. data: of `data.json`.
+      problems: what is missing or could not be read, in words.
     """
 
     folder: Path
-    experiment: Experiment
-    train: list[Record]
-    evaluations: list[Record]
+    config: Record
+    experiment: Experiment | None
+    records: list[Record]
     starts: list[Record]
     data: Record
+    problems: tuple[str, ...] = ()
 
     @property
-    def load(self) -> np.ndarray:
-        """[L, E] shares of the held-out tokens, at the last evaluation."""
-        return np.array(self.evaluations[-1]["heldout_load"], float)
+    def name(self) -> str:
+        return str(self.config.get("name") or self.folder.name)
 
     @property
-    def biases(self) -> np.ndarray:
-        """[L, E] balancing biases of the experts, at the last evaluation."""
-        model, found = self.experiment.model, self.evaluations[-1]["biases"]
-        rows: dict[int, list[float | None]] = {}
+    def train(self) -> list[Record]:
+        """Records with a `loss`."""
+        return [record for record in self.records if "loss" in record]
+
+    @property
+    def evaluations(self) -> list[Record]:
+        """Records with `heldout_bits_per_byte`."""
+        return [record for record in self.records if "heldout_bits_per_byte" in record]
+
+    @property
+    def step(self) -> int:
+        """Steps done, as far as was written."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps that it is to take; None if its config does not say."""
+        return self.config.get("train", {}).get("steps")
+
+    @property
+    def finished(self) -> bool:
+        return self.steps is None or self.step >= self.steps
+
+    @property
+    def seconds(self) -> float:
+        """Wall time, all its starts together, up to the last line written."""
+        return self.records[-1].get("seconds", 0.0) if self.records else 0.0
+
+    @property
+    def core_seconds(self) -> float:
+        """Wall time by the cores that the run could use; more than it used where it shared them."""
+        return self.seconds * ((self.starts[-1].get("cores") if self.starts else None) or 1)
+
+    @property
+    def costs(self) -> costs.Costs | None:
+        """None where the config is not one of this version."""
+        return costs.of(self.experiment) if self.experiment else None
+
+    def loads(self) -> tuple[list[int], np.ndarray] | None:
+        """Steps [N] and shares [N, L, E] of the held-out tokens, at every evaluation."""
+        return _stack((r["step"], _array(r.get("heldout_load"))) for r in self.evaluations)
+
+    def biases(self) -> tuple[list[int], np.ndarray] | None:
+        """Steps [N] and balancing biases [N, L, E] of the experts, at every evaluation."""
+        return _stack((r["step"], self._biases(r.get("biases"))) for r in self.evaluations)
+
+    def _biases(self, found: Any) -> np.ndarray | None:
+        if self.experiment is None or not isinstance(found, Mapping):
+            return None
+        model = self.experiment.model
+        rows: dict[int, Any] = {}
         for path, declaration in bias_declarations(model).items():
             layers = declaration.layers
+            if path not in found:
+                return None
             if isinstance(layers, tuple):
-                rows |= dict(zip(layers, found[path], strict=True))
+                rows |= dict(zip(layers, found[path], strict=False))
             elif layers is not None:
                 rows[layers] = found[path]
-        return np.array([rows[layer] for layer in sorted(rows)], float)[:, : model.router.experts]
+        table = _array([rows[layer] for layer in sorted(rows)])
+        return None if table is None else table[:, : model.router.experts]
 
     @property
     def results(self) -> Record:
-        """The numbers that matter, by name."""
-        first, last = self.evaluations[0], self.evaluations[-1]
-        model = self.experiment.model
-        found: Record = {
-            "steps": last["step"],
-            "held-out bits per byte, at the start": first["heldout_bits_per_byte"],
-            "held-out bits per byte, at the end": last["heldout_bits_per_byte"],
-            "held-out nats per token, at the end": last["heldout_loss"],
-            "parameters": parameter_count(model),
-            "active parameters per token": active_parameter_count(model),
-        }
+        """The numbers that matter, by name, as far as they are known."""
+        found: Record = {"steps": self.step}
+        if self.evaluations:
+            first, last = self.evaluations[0], self.evaluations[-1]
+            found |= {
+                "held-out bits per byte, at the start": first["heldout_bits_per_byte"],
+                "held-out bits per byte, at the end": last["heldout_bits_per_byte"],
+                "held-out nats per token, at the end": last.get("heldout_loss"),
+            }
+        if cost := self.costs:
+            found |= {
+                "parameters": cost.parameters,
+                "active parameters per token": cost.active_parameters,
+                "training FLOPs per token": cost.flops_per_token,
+                "KV cache bytes per token": cost.kv_bytes_per_token,
+            }
         if self.train:
-            train = self.experiment.train
-            tokens = train.batch_size * train.sequence_length
-            rates = [r["tokens_per_second"] for r in self.train if r["tokens_per_second"]]
-            found["tokens trained on"] = self.train[-1]["step"] * tokens
-            found["training loss, last"] = self.train[-1]["loss"]
-            found["router-load entropy, last"] = float(np.mean(self.train[-1]["load_entropy"]))
+            last = self.train[-1]
+            rates = [r["tokens_per_second"] for r in self.train if r.get("tokens_per_second")]
+            train = self.config.get("train", {})
+            if {"batch_size", "sequence_length"} <= set(train):
+                a_step = train["batch_size"] * train["sequence_length"]
+                found["tokens trained on"] = last["step"] * a_step
+            found["training loss, last"] = last["loss"]
+            if (entropy := _array(last.get("load_entropy"))) is not None:
+                found["router-load entropy, last"] = float(np.mean(entropy))
             found["tokens per second, median"] = float(np.median(rates)) if rates else None
             for title, field in OF_THE_LAST_LINE.items():
-                if field in self.train[-1]:
-                    found[title] = self.train[-1][field]
+                if field in last:
+                    found[title] = last[field]
+        if self.seconds:
+            found |= {
+                "wall time, seconds": round(self.seconds, 1),
+                "core-seconds, at most": round(self.core_seconds, 1),
+            }
         return found
 
 
@@ -97,27 +164,106 @@ def read(folder: Path) -> Run:
     """Reads a run directory.
 
     Raises:
-      UserError: it is none, or nothing was evaluated in it yet.
+      UserError: it is none: it has no `config.json`, or one that is not JSON.
     """
-    experiment = workdir.read_config(folder)
-    evaluations = metrics.evaluations(folder)
-    if not evaluations:
-        raise UserError(f"{folder}: no evaluation in {workdir.METRICS} yet, nothing to report")
-    return Run(
+    problems: list[str] = []
+    config, experiment = _config(folder, problems)
+    run = Run(
         folder=folder,
+        config=config,
         experiment=experiment,
-        train=[r for r in metrics.read(folder) if "loss" in r],
-        evaluations=evaluations,
-        starts=_json(folder / workdir.ENVIRONMENT, []),
-        data=_json(folder / workdir.DATA, {}),
+        records=_records(folder, problems),
+        starts=read_json(folder / workdir.ENVIRONMENT, [], problems),
+        data=read_json(folder / workdir.DATA, {}, problems),
     )
+    if not run.evaluations:
+        problems.append("Nothing was evaluated yet.")
+    if not run.train:
+        problems.append("No training step was told of yet.")
+    if not run.finished:
+        problems.append(
+            f"Under way, or stopped: {run.step:,} of {run.steps:,} steps were told of so far."
+        )
+    return dataclasses.replace(run, problems=tuple(problems))
 
 
-def _json(file: Path, default: Any) -> Any:
-    return json.loads(file.read_text()) if file.exists() else default
+def _config(folder: Path, problems: list[str]) -> tuple[Record, Experiment | None]:
+    file = folder / workdir.CONFIG
+    try:
+        config = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} is no run directory: it has no {workdir.CONFIG}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no config: expected an object with fields")
+    try:
+        return config, from_dict(config)
+    except UserError as error:
+        mistakes = "; ".join(line.strip(" -") for line in str(error).splitlines()[1:])
+        problems.append(
+            f"{workdir.CONFIG} is not one of this version ({mistakes or error}): the costs and the "
+            "biases, which need it, are left out."
+        )
+        return config, None
 
 
-def changed_fields(experiment: Experiment) -> dict[str, Any]:
+def _records(folder: Path, problems: list[str]) -> list[Record]:
+    file = folder / workdir.METRICS
+    if not file.exists():
+        problems.append(f"There is no {workdir.METRICS} yet.")
+        return []
+    found = [r for r in metrics.read(folder) if isinstance(r, dict) and "step" in r]
+    lines = sum(1 for line in file.read_text().splitlines() if line.strip())
+    if lost := lines - len(found):
+        problems.append(f"{lost} of {lines} lines of {workdir.METRICS} were cut off; left out.")
+    return found
+
+
+def read_json(file: Path, default: Any, problems: list[str]) -> Any:
+    """What a file has, if it is of the type of `default`; else that, and a problem."""
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        problems.append(f"There is no {file.name}.")
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        problems.append(f"{file.name} is not JSON; left out.")
+    else:
+        if isinstance(found, type(default)):
+            return found
+        problems.append(f"{file.name} is not what a run writes; left out.")
+    return default
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """Numbers of any rank, null as NaN; None for what is none."""
+    if value is None:
+        return None
+    try:
+        return np.array(value, float)
+    except (TypeError, ValueError):
+        return None
+
+
+def _stack(pairs: Any) -> tuple[list[int], np.ndarray] | None:
+    """Steps and tables of the same shape, one on the other; None where there are none."""
+    known = [(step, table) for step, table in pairs if table is not None and table.ndim == 2]
+    alike = [(step, table) for step, table in known if table.shape == known[-1][1].shape]
+    if not alike:
+        return None
+    return [step for step, _ in alike], np.stack([table for _, table in alike])
+
+
+def column(records: list[Record], name: str) -> tuple[list[int], np.ndarray]:
+    """Steps [N] and numbers [N] or [N, L] of a field, over the records that have it."""
+    there = [(r["step"], _array(r.get(name))) for r in records if r.get(name) is not None]
+    known = [(step, value) for step, value in there if value is not None]
+    alike = [(step, value) for step, value in known if value.shape == known[-1][1].shape]
+    return [s for s, _ in alike], np.array([v for _, v in alike], float)
+
+
+def changed_fields(config: Mapping[str, Any]) -> Record:
     """The fields that are not at their default, by dotted path."""
-    found = workdir.differences(to_dict(Experiment()), to_dict(experiment))
+    default = json.loads(json.dumps(to_dict(Experiment())))  # lists for tuples, as in the file
+    found = workdir.differences(default, config)
     return {path: value for path, (_, value) in found.items()}

@@ -1,0 +1,174 @@
+"""What a search says, in sentences made of its numbers: what to use, how sure that is, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from zaya_jax.report import words
+from zaya_jax.report.arms import short_names
+from zaya_jax.report.content import flat, listed, mean_and_half, plural, setting
+from zaya_jax.report.importance import LEAST, Field
+from zaya_jax.report.spaces import Point
+from zaya_jax.report.statistics import AGREES, Interval, gain, interval, verdict
+from zaya_jax.report.study import Study
+from zaya_jax.sweep.measures import LESS, MEASURES
+
+CLEAR = 0.3
+"""Rank correlation from which a direction is worth telling."""
+
+
+def of(study: Study, points: Sequence[Point], fields: Sequence[Field]) -> list[str]:
+    """The paragraphs of a search that has at least one value.
+
+    Args:
+      points: from the best to the worst.
+      fields: from the most to the least important.
+    """
+    return list(filter(None, [
+        _use(study, points),
+        _base(study, points),
+        _mattered(study, points, fields),
+        _beware(study, points),
+    ]))  # fmt: skip
+
+
+def lead(study: Study, best: Point, other: Point) -> Interval | None:
+    """How much better one trial is than another, paired by seed; positive is better."""
+    values = {t.number: {int(s): v for s, v in t.values.items()} for t in study.trials}
+    goal = "min" if MEASURES[study.objective].goal == LESS else "max"
+    return gain(values[best.number], values[other.number], goal)
+
+
+def alike(study: Study, points: Sequence[Point]) -> list[Point]:
+    """The best trial and those that cannot be told from it."""
+    best, *others = points
+    return [best, *(p for p in others if verdict(lead(study, best, p)).word != AGREES)]
+
+
+def _use(study: Study, points: Sequence[Point]) -> str:
+    best = points[0]
+    seen = interval(best.values)
+    assert seen is not None
+    title = MEASURES[study.objective].title
+    line = (
+        f"Use {_settings(best)} (trial {best.number}): {title} {words.seeded(seen)}"
+        f"{f' over {seen.n} seeds' if seen.n > 1 else ''}, the best of {len(points)} trials; "
+        f"{words.better(study.objective)} is better."
+    )
+    if len(points) < 2:
+        return line
+    ahead = lead(study, best, points[1])
+    if ahead is None:
+        return line
+    by = mean_and_half(ahead)
+    line += f" It is {by} ahead of the runner-up, trial {points[1].number} ({_settings(points[1])})"
+    if ahead.n < 2:
+        return line + "; with one seed nobody knows whether that is more than noise."
+    if verdict(ahead).word == AGREES:
+        return line + ": more than the seeds differ."
+    same = alike(study, points)
+    line += f": no more than the seeds differ. {_count(len(same), len(points))}"
+    return line + _room(study, same, points)
+
+
+def _count(same: int, all_: int) -> str:
+    if same == all_:
+        return f"None of the {all_} trials can be told from the best at 95%"
+    return f"{same - 1} of the {all_ - 1} other trials cannot be told from the best at 95%"
+
+
+def _room(study: Study, same: Sequence[Point], points: Sequence[Point]) -> str:
+    """Which values the trials have that are as good as the best."""
+    short = short_names(study.space)
+    said = []
+    for path in study.space:
+        mine = [point.fields[path] for point in same if path in point.fields]
+        tried = [point.fields[path] for point in points if path in point.fields]
+        if not mine:
+            continue
+        if all(_is_number(value) for value in tried):
+            if min(mine) == min(tried) and max(mine) == max(tried):
+                continue
+            said.append(f"{short[path]} from {setting(min(mine))} to {setting(max(mine))}")
+        elif len(names := dict.fromkeys(map(setting, mine))) < len(set(map(setting, tried))):
+            said.append(f"{short[path]} {' or '.join(names)}")
+    return f"; they have {listed(said)}." if said else ", whatever their fields."
+
+
+def _base(study: Study, points: Sequence[Point]) -> str:
+    base = flat(study.settings["base"])
+    at_base = [
+        point for point in points if all(base.get(path) == x for path, x in point.fields.items())
+    ]
+    if not at_base:
+        return "The base's own fields are none of the trials, so the gain over them is not known."
+    point = at_base[0]
+    if point is points[0]:
+        return "These are the fields of the base: the search found nothing better."
+    ahead = lead(study, points[0], point)
+    if ahead is None:
+        return ""
+    line = f"Over the base's own fields (trial {point.number}) the gain is {mean_and_half(ahead)}"
+    if ahead.n < 2:
+        return line + ", of one seed."
+    found = verdict(ahead)
+    if found.word == AGREES:
+        return line + ": more than the seeds differ."
+    return line + f": no more than the seeds differ; {words.settling(found)}."
+
+
+def _mattered(study: Study, points: Sequence[Point], fields: Sequence[Field]) -> str:
+    short = short_names([field.path for field in fields])
+    if len(points) < LEAST:
+        return f"With fewer than {LEAST} values nothing is said of which fields matter."
+    ordered = [field for field in fields if field.share is not None]
+    if not ordered:
+        return ""
+    first = ordered[0]
+    line = f"{short[first.path]} matters most ({first.share:.0%} of the importance"
+    line += f"{_direction(study, first)})"
+    rest = [f"{short[f.path]} ({f.share:.0%}{_direction(study, f)})" for f in ordered[1:]]
+    return f"{line}, then {listed(rest)}." if rest else f"{line}."
+
+
+def _direction(study: Study, field: Field) -> str:
+    if field.correlation is None or abs(field.correlation) < CLEAR:
+        return ""
+    helps = (field.correlation < 0) == (MEASURES[study.objective].goal == LESS)
+    return f"; {'larger' if helps else 'smaller'} values tend to be better"
+
+
+def _beware(study: Study, points: Sequence[Point]) -> str:
+    said = []
+    for path, leaf in study.space.items():
+        value = points[0].fields.get(path)
+        if isinstance(leaf, dict) and _is_number(value):
+            edge = _edge(value, leaf)
+            if edge:
+                said.append(f"{path} = {setting(value)} lies at the {edge} of what was searched")
+    line = f"{listed(said).capitalize()}: better values may lie beyond. " if said else ""
+    if len(points) < 2:
+        return line.strip()
+    return line + (
+        f"The best of {plural(len(points), 'trial')} looks better than it is, having been chosen "
+        "for looking best: run it once more under other seeds before leaning on its margin."
+    )
+
+
+def _edge(value: float, leaf: dict[str, Any]) -> str:
+    low, high = leaf["low"], leaf["high"]
+    if leaf.get("log"):
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    place = (value - low) / (high - low) if high > low else 0.5
+    return "lower end" if place < 0.05 else "upper end" if place > 0.95 else ""
+
+
+def _settings(point: Point) -> str:
+    short = short_names(point.fields)
+    return ", ".join(f"{short[path]} = {setting(value)}" for path, value in point.fields.items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
