@@ -7,13 +7,13 @@ A controller moves the biases against the error
 
 which it treats as a gradient: an overloaded expert's bias falls. A controller is therefore an
 `optax.GradientTransformation` whose updates are added to the biases, and adding one is one function
-and one line in `CONTROLLERS`. The skip class is outside: it has no error, and no controller moves a
-bias whose error has always been 0.
+and one line (`CONTROLLERS.register`, see docs/extending.md). The skip class is outside: it has no
+error, and no controller moves a bias whose error has always been 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import optax
 
 from zaya_jax.config import Balance, Model
+from zaya_jax.config.kinds import Kinds
+from zaya_jax.config.schema import BALANCERS
 from zaya_jax.model.block import RouterStats
 from zaya_jax.model.functional import Biases, bias_declarations
 
@@ -129,12 +131,9 @@ def none(balance: Balance) -> optax.GradientTransformation:
     return optax.set_to_zero()
 
 
-CONTROLLERS: Mapping[str, Callable[[Balance], optax.GradientTransformation]] = {
-    "adamw": adamw,
-    "pid": pid,
-    "sign": sign,
-    "none": none,
-}
+CONTROLLERS: Kinds[Callable[[Balance], optax.GradientTransformation]] = Kinds(
+    "balance.kind", BALANCERS, {"adamw": adamw, "pid": pid, "sign": sign, "none": none}
+)
 
 
 def controller(balance: Balance) -> optax.GradientTransformation:

@@ -11,6 +11,11 @@ stage two.
 
 **Positions decide.** A tap of distance d exists iff the token's position in its document is at
 least d. That covers packed rows, left padding and cached continuation without segment ids.
+
+**Parts can be left out** (the ablation of CCA, table 2): a convolution whose weights are None, the
+q-k mean, the value shift. What remains is computed as it stands: without convolutions the latents
+take the place of the convolved latents, without the q-k mean the L2 norm is of the latter alone,
+without the value shift both halves of a value are the token's own.
 """
 
 from __future__ import annotations
@@ -45,6 +50,8 @@ def cca_mix(
     state: State | None = None,
     *,
     norm_dtype,
+    qk_mean: bool = True,
+    value_shift: bool = True,
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mixes latents over time and normalises them.
@@ -59,6 +66,8 @@ def cca_mix(
       positions: [B, S] int32, index of each token in its document.
       state: of the tokens before the first one; None means zeros.
       norm_dtype: in which the q-k mean and the L2 norm are computed.
+      qk_mean: whether the mean of q and k joins the convolved latents.
+      value_shift: whether the delayed half of a value is the token's before.
 
     Returns:
       q [B, S, H, C], k [B, S, K, C], v [B, S, K, C] in the activation dtype.
@@ -78,4 +87,6 @@ def cca_mix(
         positions,
         state,
         norm_dtype=norm_dtype,
+        qk_mean=qk_mean,
+        value_shift=value_shift,
     )

@@ -198,6 +198,7 @@ def _joined(static: Static, weights: Weights) -> jax.Array:
 
 def _by_distance(static: Static, weights: Weights) -> tuple[jax.Array, jax.Array]:
     """w [K0, heads, C, 1] and G [K1, heads, C, C] in float32, by distance: stored oldest first."""
+    assert weights.depthwise is not None and weights.grouped is not None  # `supports` sees to it
     heads = static.H + static.K
     scales = weights.depthwise[::-1].reshape(static.K0, heads, static.C, 1)
     return scales.astype(jnp.float32), weights.grouped[::-1].astype(jnp.float32)
@@ -254,6 +255,7 @@ def _weights(static: Static, weights: Weights, correlations, total, d_temperatur
     """Gradients of the weights, in their dtypes; see the top of the file."""
     C, heads = static.C, static.H + static.K
     scales, matrices = _by_distance(static, weights)
+    assert weights.depthwise_bias is not None
     bias = weights.depthwise_bias.astype(jnp.float32)
     d_matrices, d_scales = [], [jnp.zeros((heads, C), jnp.float32)] * static.K0
     for d in range(static.K1):

@@ -30,54 +30,69 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def mean_norm_rotate(q, k, conv_q, conv_k, temperature, cos, sin, dtype):
-    """q-k mean added to the convolved latents, L2 norm, key temperature, RoPE; [B, S, heads, C]."""
-    group = q.shape[2] // k.shape[2]
-    q, k, conv_q, conv_k = (x.astype(dtype) for x in (q, k, conv_q, conv_k))
-    mean_q = (q + jnp.repeat(k, group, axis=2)) * 0.5
-    mean_k = jnp.mean(mean_q.reshape(*k.shape[:3], group, k.shape[3]), axis=3)
-    q = l2_norm(conv_q + mean_q, dtype)
-    k = l2_norm(conv_k + mean_k, dtype) * temperature.astype(dtype)[:, None]
-    return rotate(q, cos, sin), rotate(k, cos, sin)
+def mean_norm_rotate(q, k, convolved, weights, cos, sin, dtype, qk_mean):
+    """q-k mean added to the convolved latents, L2 norm, key temperature, RoPE.
+
+    q [B, S, H, C] and k [B, S, K, C] are the latents, convolved [B, S, H + K, C] all of them."""
+    H, group = q.shape[2], q.shape[2] // k.shape[2]
+    new_q, new_k = convolved[:, :, :H].astype(dtype), convolved[:, :, H:].astype(dtype)
+    if qk_mean:
+        q, k = q.astype(dtype), k.astype(dtype)
+        mean_q = (q + jnp.repeat(k, group, axis=2)) * 0.5
+        mean_k = jnp.mean(mean_q.reshape(*k.shape[:3], group, k.shape[3]), axis=3)
+        new_q, new_k = new_q + mean_q, new_k + mean_k
+    new_q = l2_norm(new_q, dtype)
+    new_k = l2_norm(new_k, dtype) * weights.temperature.astype(dtype)[:, None]
+    return rotate(new_q, cos, sin), rotate(new_k, cos, sin)
 
 
-def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None, *, norm_dtype):
+def values(v_current, v_delayed, positions, state, value_shift):
+    """[B, S, K * C]: a token's own current half, then the delayed half of the token before it."""
+    if value_shift:
+        before = jnp.zeros_like(v_delayed[:, 0]) if state is None else state.v_delayed
+        before = before.astype(v_delayed.dtype)[:, None]
+        v_delayed = jnp.concatenate([before, v_delayed[:, :-1]], axis=1)
+        v_delayed = jnp.where((positions >= 1)[..., None], v_delayed, 0)
+    return jnp.concatenate([v_current, v_delayed], axis=-1)
+
+
+def cca_mix(
+    q, k, v_current, v_delayed, weights, cos, sin, positions, state=None,
+    *, norm_dtype, qk_mean=True, value_shift=True,
+):  # fmt: skip
     """See the package."""
-    B, S, _ = q.shape
-    (K0, N), (K1, heads, C, _) = weights.depthwise.shape, weights.grouped.shape
+    (B, S, _), K, past = q.shape, weights.temperature.shape[0], weights.past
+    C = k.shape[-1] // K
     dtype, wide = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
-    past = K0 + K1 - 2
     qk = jnp.concatenate([q, k], axis=-1)
-    if state is None:
-        qk_before = jnp.zeros((B, past, N), dtype)
-        v_before = jnp.zeros_like(v_delayed[:, 0])
-    else:
-        qk_before, v_before = state.qk.astype(dtype), state.v_delayed.astype(dtype)
+    before = jnp.zeros((B, past, qk.shape[-1]), dtype) if state is None else state.qk.astype(dtype)
 
     # The row with the past in front of it; positions before a document's start are negative.
-    row = jnp.concatenate([qk_before, qk], axis=1)
+    row = jnp.concatenate([before, qk], axis=1)
     place = jnp.concatenate([positions[:, :1] - jnp.arange(past, 0, -1), positions], axis=1)
 
-    # Each stage accumulates in float32 at least and is rounded once.
-    depthwise, bias, grouped, grouped_bias = (w.astype(dtype) for w in weights[:4])
-    stage1 = bias.astype(wide)
-    for d in range(K0):
-        tap = jnp.where((place >= d)[..., None], _before(row, d), 0)
-        stage1 = stage1 + depthwise[K0 - 1 - d].astype(wide) * tap
-    stage1 = stage1.astype(dtype)
+    def taps(x, weight, outside):
+        """The taps of a convolution, newest first, each with its weight."""
+        for d, w in enumerate(weight[::-1].astype(dtype).astype(wide)):
+            yield jnp.where((place >= d)[..., None], _before(x, d), outside), w
 
-    stage2 = grouped_bias.astype(wide).reshape(heads, C)
-    for d in range(K1):
-        tap = jnp.where((place >= d)[..., None], _before(stage1, d), bias)
-        tap = tap.reshape(B, -1, heads, C).astype(wide)
-        stage2 = stage2 + jnp.einsum("bshc,hcd->bshd", tap, grouped[K1 - 1 - d].astype(wide))
-    convolved = stage2.astype(dtype)[:, past:]
-    q, k = q.reshape(B, S, -1, C), k.reshape(B, S, -1, C)
-    H = q.shape[2]
-    new_q, new_k = mean_norm_rotate(
-        q, k, convolved[:, :, :H], convolved[:, :, H:], weights.temperature, cos, sin, norm_dtype
-    )
-    delayed = jnp.concatenate([v_before[:, None], v_delayed[:, :-1]], axis=1)
-    delayed = jnp.where((positions >= 1)[..., None], delayed, 0)
-    v = jnp.concatenate([v_current, delayed], axis=-1).reshape(k.shape)
+    # Each stage accumulates in float32 at least and is rounded once.
+    convolved, outside = row, jnp.zeros((), dtype)
+    if weights.depthwise is not None:
+        bias = weights.depthwise_bias.astype(dtype)
+        total = bias.astype(wide)
+        for tap, w in taps(convolved, weights.depthwise, outside):
+            total = total + w * tap
+        convolved, outside = total.astype(dtype), bias
+    if weights.grouped is not None:
+        total = weights.grouped_bias.astype(dtype).astype(wide).reshape(-1, C)
+        for tap, w in taps(convolved, weights.grouped, outside):
+            tap = tap.reshape(B, S + past, -1, C).astype(wide)
+            total = total + jnp.einsum("bshc,hcd->bshd", tap, w)
+        convolved = total.astype(dtype)
+    convolved = convolved.reshape(B, S + past, -1, C)[:, past:]
+
+    q, k = q.reshape(B, S, -1, C), k.reshape(B, S, K, C)
+    new_q, new_k = mean_norm_rotate(q, k, convolved, weights, cos, sin, norm_dtype, qk_mean)
+    v = values(v_current, v_delayed, positions, state, value_shift).reshape(k.shape)
     return new_q.astype(dtype), new_k.astype(dtype), v

@@ -30,9 +30,17 @@ DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 
 
 def supports(
-    q, k, v_current, v_delayed, weights, cos, sin, positions, state=None, *, norm_dtype
-) -> str | None:
+    q, k, v_current, v_delayed, weights, cos, sin, positions, state=None,
+    *, norm_dtype, qk_mean=True, value_shift=True,
+) -> str | None:  # fmt: skip
     """What a call has that the kernel lacks; None if nothing."""
+    for name, there in (
+        ("both convolutions", weights.depthwise is not None and weights.grouped is not None),
+        ("the q-k mean", qk_mean),
+        ("the value shift", value_shift),
+    ):
+        if not there:
+            return f"a mix with {name}, not without"
     arrays = (q, k, v_current, v_delayed, *weights, cos, sin, *(state or ()))
     for dtype in (*(x.dtype for x in arrays), norm_dtype):
         if jnp.dtype(dtype) not in DTYPES:
@@ -45,8 +53,12 @@ def supports(
     return None
 
 
-def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None, *, norm_dtype):
+def cca_mix(
+    q, k, v_current, v_delayed, weights, cos, sin, positions, state=None,
+    *, norm_dtype, qk_mean=True, value_shift=True,
+):  # fmt: skip
     """See the package."""
+    del qk_mean, value_shift  # `supports` sees to them
     static = Static.of(q, k, weights, cos, state, norm_dtype)
     temperature = weights.temperature
     weights = jax.tree.map(lambda w: w.astype(q.dtype), weights)._replace(temperature=temperature)

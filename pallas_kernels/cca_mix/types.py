@@ -10,6 +10,8 @@ import jax
 class Weights(NamedTuple):
     """Parameters of the mix; N = (H + K) * C channels, q heads first.
 
+    A convolution that is left out has None for its weight and its bias.
+
     depthwise: [K0, N], taps oldest first.
     depthwise_bias: [N].
     grouped: [K1, H + K, C, C] as [tap, head, in, out], taps oldest first.
@@ -17,19 +19,26 @@ class Weights(NamedTuple):
     temperature: [K], multiplies the normalised keys.
     """
 
-    depthwise: jax.Array
-    depthwise_bias: jax.Array
-    grouped: jax.Array
-    grouped_bias: jax.Array
+    depthwise: jax.Array | None
+    depthwise_bias: jax.Array | None
+    grouped: jax.Array | None
+    grouped_bias: jax.Array | None
     temperature: jax.Array
+
+    @property
+    def past(self) -> int:
+        """Tokens back that a token's latents depend on: K0 - 1, K1 - 1, or both."""
+        return sum(w.shape[0] - 1 for w in (self.depthwise, self.grouped) if w is not None)
 
 
 class State(NamedTuple):
     """What a continuation needs of the tokens before it.
 
-    qk: [B, K0 + K1 - 2, N] last latents before the convolutions, zeros before the document.
-    v_delayed: [B, K * C / 2] delayed half of the last token's value, zeros before the document.
+    qk: [B, past, N] last latents before the convolutions, zeros before the document; past is
+      K0 + K1 - 2, less where a convolution is left out (see `Weights`).
+    v_delayed: [B, K * C / 2] delayed half of the last token's value, zeros before the document;
+      None without a value shift.
     """
 
     qk: jax.Array
-    v_delayed: jax.Array
+    v_delayed: jax.Array | None

@@ -6,51 +6,64 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.cca_mix.reference import mean_norm_rotate
+from pallas_kernels.cca_mix.reference import mean_norm_rotate, values
 
 
-def cca_mix(q, k, v_current, v_delayed, weights, cos, sin, positions, state=None, *, norm_dtype):
+def cca_mix(
+    q, k, v_current, v_delayed, weights, cos, sin, positions, state=None,
+    *, norm_dtype, qk_mean=True, value_shift=True,
+):  # fmt: skip
     """See the package."""
-    B, S, _ = q.shape
-    (K0, N), (K1, heads, C, _) = weights.depthwise.shape, weights.grouped.shape
-    dtype, wide = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
-    past = K0 + K1 - 2
-    if state is None:
-        qk_before = jnp.zeros((B, past, N), dtype)
-        v_before = jnp.zeros_like(v_delayed[:, 0])
-    else:
-        qk_before, v_before = state.qk.astype(dtype), state.v_delayed.astype(dtype)
+    (B, S, _), K = q.shape, weights.temperature.shape[0]
+    C, dtype = k.shape[-1] // K, q.dtype
+    row = jnp.concatenate([q, k], axis=-1)
+    if weights.past:
+        before = jnp.zeros((B, weights.past, row.shape[-1])) if state is None else state.qk
+        row = jnp.concatenate([before.astype(dtype), row], axis=1)
+    if weights.depthwise is not None:
+        row = _depthwise(row, weights, positions)
+    row = row.reshape(B, row.shape[1], -1, C)
+    convolved = row if weights.grouped is None else _grouped(row, weights, positions)
 
-    # Stage one at the K1 - 1 tokens before the row and at the row: [B, K1 - 1 + S, N].
-    row = jnp.concatenate([qk_before, jnp.concatenate([q, k], axis=-1)], axis=1)
-    place = jnp.concatenate([positions[:, :1] - jnp.arange(K1 - 1, 0, -1), positions], axis=1)
-    depthwise, bias, grouped, grouped_bias = (w.astype(dtype) for w in weights[:4])
-    stage1 = bias.astype(wide)
+    q, k = q.reshape(B, S, -1, C), k.reshape(B, S, K, C)
+    new_q, new_k = mean_norm_rotate(q, k, convolved, weights, cos, sin, norm_dtype, qk_mean)
+    v = values(v_current, v_delayed, positions, state, value_shift).reshape(k.shape)
+    return new_q.astype(dtype), new_k.astype(dtype), v
+
+
+def _depthwise(row, weights, positions):
+    """Stage one at the row and at what stage two reads before it: [B, K1 - 1 + S, N]."""
+    depthwise, bias = weights.depthwise.astype(row.dtype), weights.depthwise_bias.astype(row.dtype)
+    wide = jnp.promote_types(row.dtype, jnp.float32)
+    K0 = len(depthwise)
+    tokens = row.shape[1] - (K0 - 1)
+    ahead = jnp.arange(tokens - positions.shape[1], 0, -1)
+    place = jnp.concatenate([positions[:, :1] - ahead, positions], axis=1)
+    total = bias.astype(wide)
     for d in range(K0):
-        tap = row[:, K0 - 1 - d : K0 - 1 - d + K1 - 1 + S]
+        tap = row[:, K0 - 1 - d : K0 - 1 - d + tokens]
         tap = jnp.where((place >= d)[..., None], tap, 0)
-        stage1 = stage1 + depthwise[K0 - 1 - d].astype(wide) * tap
-    stage1 = stage1.astype(dtype)
+        total = total + depthwise[K0 - 1 - d].astype(wide) * tap
+    return total.astype(row.dtype)
 
+
+def _grouped(row, weights, positions):
+    """Stage two, [B, K1 - 1 + S, heads, C] -> [B, S, heads, C]."""
+    (K1, heads, C, _), S = weights.grouped.shape, positions.shape[1]
+    dtype, wide = row.dtype, jnp.promote_types(row.dtype, jnp.float32)
+    outside = jnp.zeros((), dtype)  # what a tap reads in front of its document
+    if weights.depthwise_bias is not None:
+        outside = weights.depthwise_bias.astype(dtype).reshape(heads, C)
     taps = []
     for d in reversed(range(K1)):
-        tap = stage1[:, K1 - 1 - d : K1 - 1 - d + S]
+        tap = row[:, K1 - 1 - d : K1 - 1 - d + S]
         if d:
-            tap = jnp.where((positions >= d)[..., None], tap, bias)
-        taps.append(tap.reshape(B, S, heads, C))
-    grouped = grouped.transpose(1, 0, 2, 3).reshape(heads, K1 * C, C)
+            tap = jnp.where((positions >= d)[..., None, None], tap, outside)
+        taps.append(tap)
+    grouped = weights.grouped.astype(dtype).transpose(1, 0, 2, 3).reshape(heads, K1 * C, C)
     mixed = jnp.concatenate(taps, axis=-1)
     if jax.default_backend() == "cpu":  # its batched dots cannot give a wider result
         mixed, grouped = mixed.astype(wide), grouped.astype(wide)
     convolved = jnp.einsum("bshc,hcd->bshd", mixed, grouped, preferred_element_type=wide)
-    convolved = (convolved + grouped_bias.astype(wide).reshape(heads, C)).astype(dtype)
-
-    q, k = q.reshape(B, S, -1, C), k.reshape(B, S, -1, C)
-    H = q.shape[2]
-    new_q, new_k = mean_norm_rotate(
-        q, k, convolved[:, :, :H], convolved[:, :, H:], weights.temperature, cos, sin, norm_dtype
-    )
-    delayed = jnp.concatenate([v_before[:, None], v_delayed[:, :-1]], axis=1)
-    delayed = jnp.where((positions >= 1)[..., None], delayed, 0)
-    v = jnp.concatenate([v_current, delayed], axis=-1).reshape(k.shape)
-    return new_q.astype(dtype), new_k.astype(dtype), v
+    bias = weights.grouped_bias.astype(dtype).astype(wide).reshape(heads, C)
+    return (convolved + bias).astype(dtype)

@@ -8,9 +8,10 @@ import jax
 
 from pallas_kernels import dispatch
 from pallas_kernels.router import reference, triton
+from pallas_kernels.router.reference import choose
 from pallas_kernels.router.types import Routing, Weights
 
-__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "Routing", "Weights", "router"]
+__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "Routing", "Weights", "choose", "router"]
 
 # A chain of small matmuls and elementwise work: XLA compiles the definition as it is written.
 IMPLEMENTATIONS: dict[str, Callable] = {

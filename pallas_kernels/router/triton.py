@@ -29,6 +29,9 @@ def supports(
     """What a call has that the kernel lacks; None if nothing."""
     if weights.down is None:
         return "a router with a down-projection and an MLP, not a linear one"
+    if weights.fc2 is None or weights.deeper is not None:
+        hidden = [weights.fc1, weights.fc2, *(weights.deeper or ())]
+        return f"an MLP of 2 hidden layers, not {sum(w is not None for w in hidden)}"
     if top_k != 1:
         return f"top_k = 1, not {top_k}"
     if jnp.dtype(softmax_dtype) != jnp.float32 or biases.dtype != jnp.float32:

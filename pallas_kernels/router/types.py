@@ -13,8 +13,9 @@ class Weights(NamedTuple):
     down: [D, R] and down_bias [R].
     state_scale: [R], weight of the layer before (exponential depth averaging).
     norm: [R].
-    fc1, fc2: [R, R] and their biases [R].
+    fc1, fc2: [R, R] and their biases [R], the hidden layers of the MLP.
     out: [R, classes], or [D, classes] where there is no down-projection.
+    deeper: weights and biases of the hidden layers behind those two.
     """
 
     down: jax.Array | None
@@ -26,6 +27,7 @@ class Weights(NamedTuple):
     fc2: jax.Array | None
     fc2_bias: jax.Array | None
     out: jax.Array
+    deeper: tuple[tuple[jax.Array, jax.Array], ...] | None = None
 
 
 class Routing(NamedTuple):

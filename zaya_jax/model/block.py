@@ -11,7 +11,7 @@ from flax import nnx
 from pallas_kernels.router import Routing
 from zaya_jax.config import Model
 from zaya_jax.model.attention import KINDS, Tokens
-from zaya_jax.model.cache import LayerCache
+from zaya_jax.model.attention.cache import LayerCache
 from zaya_jax.model.experts import Experts
 from zaya_jax.model.norm import rms_norm
 from zaya_jax.model.numerics import Numerics

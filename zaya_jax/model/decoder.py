@@ -16,8 +16,9 @@ from flax import nnx
 
 from zaya_jax.config import Model
 from zaya_jax.model.attention import Tokens
+from zaya_jax.model.attention.cache import LayerCache
 from zaya_jax.model.block import Block, RouterStats
-from zaya_jax.model.cache import Cache, LayerCache
+from zaya_jax.model.cache import Cache
 from zaya_jax.model.norm import rms_norm
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import Declare, normal, ones, zeros

@@ -1,20 +1,179 @@
-"""Router kinds: ZAYA1's (`mlp_eda`), the same without depth averaging (`mlp`), and `linear`."""
+"""Router kinds: ZAYA1's (`mlp_eda`), the same without depth averaging (`mlp`), and `linear`.
+
+A kind is one function `kind(param, x, state, model)`. It makes the logits of each token, from
+parameters that it names as it goes; softmax, biased choice and counts are the same for all.
+docs/extending.md walks through adding one.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.router import Routing, Weights, router
+from pallas_kernels.router import Routing, Weights, choose, router
 from zaya_jax.config import Model
+from zaya_jax.config.kinds import Kinds
+from zaya_jax.config.schema import ROUTER_KINDS
 from zaya_jax.model.numerics import Numerics
-from zaya_jax.model.parameter import BalancingBias, Declare, normal, ones, zeros
+from zaya_jax.model.parameter import BalancingBias, Declare, Init, normal, ones, zeros
+
+
+class Param(Protocol):
+    """Declares a parameter when the network is built, and reads it whenever it runs."""
+
+    def __call__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        init: Init | None = None,
+        *,
+        hf: str | None = None,
+    ) -> jax.Array:
+        """The parameter's value, in the dtype it is stored in.
+
+        Args:
+          name: unique within the router.
+          shape: a matrix is [in, out].
+          axes: their logical names (see docs/architecture.md), or None.
+          init: of its first value; by default a Gaussian of `model.init_std` for a matrix, zeros
+            for a vector.
+          hf: its name in a Hugging Face file, relative to the router; `name` by default.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """Logits that the fused op of `pallas_kernels.router` makes, from these weights.
+
+    carries: whether the next layer's router reads the hidden state of this one.
+    """
+
+    weights: Weights
+    carries: bool = False
+
+
+# From x [T, D] and the state [T, R] of the layer before (None in the first layer, or without one):
+# the logits [T, classes] and the state for the next layer or None, or the weights of the fused op.
+Kind = Callable[
+    [Param, jax.Array, jax.Array | None, Model], Fused | tuple[jax.Array, jax.Array | None]
+]
 
 
 def classes(model: Model) -> int:
     """Classes of a router: the experts, and the skip class where there is one."""
     return model.router.experts + (model.router.skip != "none")
+
+
+def linear(param: Param, x: jax.Array, state: jax.Array | None, model: Model) -> Fused:
+    """A matrix."""
+    others = (None,) * 8
+    return Fused(Weights(*others, _out(param, model, model.hidden_size, "embed")))
+
+
+def mlp(param: Param, x: jax.Array, state: jax.Array | None, model: Model) -> Fused:
+    """Down-projection, norm, `router.depth` hidden layers (report eq 1 to 3)."""
+    return Fused(_mlp(param, model, None))
+
+
+def mlp_eda(param: Param, x: jax.Array, state: jax.Array | None, model: Model) -> Fused:
+    """`mlp` on an average over depth: the layer before's state joins the down-projection's."""
+    scale = None
+    if state is not None:
+        R = model.router.width
+        scale = param("state_scale", (R,), ("router",), ones, hf="router_states_scale")
+    return Fused(_mlp(param, model, scale), carries=True)
+
+
+def _mlp(param: Param, model: Model, state_scale: jax.Array | None) -> Weights:
+    D, R = model.hidden_size, model.router.width
+
+    def vector(name: str, hf: str, init: Init = zeros) -> jax.Array:
+        return param(name, (R,), ("router",), init, hf=hf)
+
+    def hidden(i: int) -> tuple[jax.Array | None, jax.Array | None]:
+        """Weight and bias of hidden layer i, counted from 1."""
+        if i > model.router.depth:
+            return None, None
+        hf = f"router_mlp.fc{i}"
+        matrix = param(f"fc{i}", (R, R), ("router", None), hf=f"{hf}.weight")
+        return matrix, vector(f"fc{i}_bias", f"{hf}.bias")
+
+    (fc1, fc1_bias), (fc2, fc2_bias) = hidden(1), hidden(2)
+    return Weights(
+        down=param("down", (D, R), ("embed", "router"), hf="down_proj.weight"),
+        down_bias=vector("down_bias", "down_proj.bias"),
+        state_scale=state_scale,
+        norm=vector("norm", "router_mlp.norm.weight", ones),
+        fc1=fc1,
+        fc1_bias=fc1_bias,
+        fc2=fc2,
+        fc2_bias=fc2_bias,
+        out=_out(param, model, R, "router"),
+        deeper=tuple(hidden(i) for i in range(3, model.router.depth + 1)) or None,
+    )
+
+
+def _out(param: Param, model: Model, width: int, axis: str) -> jax.Array:
+    shape, axes = (width, classes(model)), (axis, "experts")
+    return param("out", shape, axes, hf="router_mlp.out_proj.weight")
+
+
+KINDS: Kinds[Kind] = Kinds(
+    "model.router.kind", ROUTER_KINDS, {"mlp_eda": mlp_eda, "mlp": mlp, "linear": linear}
+)
+
+
+class _Declared(NamedTuple):
+    """A parameter that a kind named."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Init | None
+    hf: str
+
+
+def _declared(model: Model, *, first: bool) -> list[_Declared]:
+    """The parameters of a router: what its kind names when it is run, without numbers, on a token.
+
+    Raises:
+      ValueError: a kind that names a parameter twice, or whose logits are not [T, classes].
+    """
+    name, found = model.router.kind, dict[str, _Declared]()
+
+    def param(name, shape, axes, init=None, *, hf=None) -> jax.Array:
+        if name in found:
+            raise ValueError(f"router kind {model.router.kind!r} names {name!r} twice")
+        found[name] = _Declared(name, shape, axes, init, hf or name)
+        return jnp.zeros(shape, model.param_dtype)
+
+    def run(x: jax.Array, state: jax.Array | None) -> jax.Array | None:
+        """The state for the next layer."""
+        scores = KINDS[name](param, x, state, model)
+        if isinstance(scores, Fused):
+            down = scores.weights.down if scores.carries else None
+            return None if down is None else x @ down.astype(x.dtype)
+        logits, state = scores
+        if logits.shape != (len(x), classes(model)):
+            raise ValueError(
+                f"router kind {name!r} gives logits of shape {logits.shape} to {len(x)} tokens; "
+                f"expected {(len(x), classes(model))}: the experts, and the skip class if any"
+            )
+        return state
+
+    x = jax.ShapeDtypeStruct((1, model.hidden_size), jnp.dtype(model.activation_dtype))
+    state = jax.eval_shape(lambda x: run(x, None), x)
+    if not first:
+        found.clear()
+        jax.eval_shape(lambda x, state: run(x, state), x, state)
+    return list(found.values())
 
 
 def initial_biases(model: Model):
@@ -28,42 +187,10 @@ def initial_biases(model: Model):
 
 
 class Router(nnx.Module):
-    """Chooses experts per token (report eq 1 to 5).
-
-    The first layer has no state to average and so no `state_scale`.
-    """
+    """Chooses experts per token (report eq 1 to 5). The first layer has no state to read."""
 
     def __init__(self, model: Model, declare: Declare, *, first: bool):
         self.model, self.numerics = nnx.static(model), nnx.static(Numerics.of(model))
-        D, R, kind = model.hidden_size, model.router.width, model.router.kind
-        init = normal(model.init_std)
-
-        def matrix(shape, axes, name):
-            return declare(
-                shape, axes, name=f"mlp.gate.{name}", init=init, group="matrix", layout="transposed"
-            )
-
-        def vector(name, start=zeros):
-            return declare((R,), ("router",), name=f"mlp.gate.{name}", init=start, group="vector")
-
-        self.has_mlp = kind != "linear"
-        self.has_state_scale = kind == "mlp_eda" and not first
-        if self.has_mlp:
-            self.down = matrix((D, R), ("embed", "router"), "down_proj.weight")
-            self.down_bias = vector("down_proj.bias")
-            self.norm = vector("router_mlp.norm.weight", ones)
-            self.fc1 = matrix((R, R), ("router", None), "router_mlp.fc1.weight")
-            self.fc1_bias = vector("router_mlp.fc1.bias")
-            self.fc2 = matrix((R, R), ("router", None), "router_mlp.fc2.weight")
-            self.fc2_bias = vector("router_mlp.fc2.bias")
-        if self.has_state_scale:
-            self.state_scale = vector("router_states_scale", ones)
-        width = R if self.has_mlp else D
-        self.out = matrix(
-            (width, classes(model)),
-            ("router" if self.has_mlp else "embed", "experts"),
-            "router_mlp.out_proj.weight",
-        )
         self.biases = declare(
             (classes(model),),
             ("experts",),
@@ -73,29 +200,49 @@ class Router(nnx.Module):
             kind=BalancingBias,
             dtype=jnp.promote_types(model.param_dtype, jnp.float32),
         )
+        for name, shape, axes, init, hf in _declared(model, first=first):
+            if hasattr(self, name):
+                raise ValueError(f"router kind {model.router.kind!r}: {name!r} is no free name")
+            matrix = len(shape) > 1
+            variable = declare(
+                shape,
+                axes,
+                name=f"mlp.gate.{hf}",
+                init=init or (normal(model.init_std) if matrix else zeros),
+                group="matrix" if matrix else "vector",
+                layout="transposed" if matrix else "same",
+            )
+            setattr(self, name, variable)
 
     def __call__(self, x: jax.Array, state: jax.Array | None, live: jax.Array | None) -> Routing:
         """Args: x [T, D] normed; state [T, R] of the layer before, or None; live [T] bool."""
 
-        def value(name: str) -> jax.Array | None:
-            variable = getattr(self, name, None)
-            return None if variable is None else variable[...]
+        def param(name, shape, axes, init=None, *, hf=None) -> jax.Array:
+            return getattr(self, name)[...]
 
-        weights = Weights(
-            **{name: value(name) for name in Weights._fields if name not in ("out",)},
-            out=self.out[...],
-        )
+        model, softmax_dtype = self.model, self.numerics.dtype("router_softmax")
+        scores = KINDS[model.router.kind](param, x, state, model)
+        if not isinstance(scores, Fused):
+            logits, state = scores
+            return choose(
+                logits.astype(softmax_dtype),
+                state,
+                self.biases[...],
+                live,
+                top_k=model.router.top_k,
+                weight_dtype=x.dtype,
+            )
         routing = router(
             x,
             state,
-            weights,
+            scores.weights,
             self.biases[...],
             live,
-            top_k=self.model.router.top_k,
-            eps=self.model.norm_eps,
+            top_k=model.router.top_k,
+            eps=model.norm_eps,
             norm_dtype=self.numerics.dtype("norm"),
-            softmax_dtype=self.numerics.dtype("router_softmax"),
-            implementation=self.model.ops.router,
+            softmax_dtype=softmax_dtype,
+            implementation=model.ops.router,
         )
         # Only depth averaging reads the state; a scan need not carry it for the other kinds.
-        return routing if self.model.router.kind == "mlp_eda" else routing._replace(state=None)
+        return routing if scores.carries else routing._replace(state=None)

@@ -1,0 +1,148 @@
+"""What the attention kinds share: projections, span of the layer, attention itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pallas_kernels.attention import attention
+from pallas_kernels.decode_attention import decode_attention
+from zaya_jax.config import Model
+from zaya_jax.model.attention.cache import LayerCache, append
+from zaya_jax.model.numerics import Numerics
+from zaya_jax.model.parameter import Declare, normal
+from zaya_jax.model.rope import rope_table
+
+FEW_TOKENS = 256
+"""Tokens of a call up to which projections of the same input stay apart; see `project`."""
+
+
+class Tokens(NamedTuple):
+    """Where the tokens of a call stand; shared by all layers.
+
+    segment_ids: [B, S] int32 document of each token in its row, 0 for padding; None means one
+      document and no padding.
+    positions: [B, S] int32 index of each token in its document.
+    live: [B, S] bool, False for padding; None means all.
+    lengths: [B] int32 tokens in the cache before this call, None without a cache.
+    """
+
+    segment_ids: jax.Array | None
+    positions: jax.Array
+    live: jax.Array | None
+    lengths: jax.Array | None = None
+
+
+class Attention(nnx.Module):
+    """One layer's attention. A kind declares its parameters in `__init__` and computes in
+    `__call__`; parameters of one name are equal in all kinds where their shapes are.
+
+    Args:
+      model: the whole section; kinds read `model.attention`.
+      declare: creates parameters.
+      span: `full` or `sliding`.
+    """
+
+    def __init__(self, model: Model, declare: Declare, span: str):
+        a = model.attention
+        self.model, self.numerics = nnx.static(model), nnx.static(Numerics.of(model))
+        self.window = a.window if span == "sliding" else None
+        self.theta = a.window_rope_theta if span == "sliding" else a.rope_theta
+        self.output = self._matrix(
+            declare, (a.heads * a.head_dim, model.hidden_size), ("heads", "embed"), "o_proj"
+        )
+
+    def __call__(
+        self, x: jax.Array, tokens: Tokens, cache: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Args: x [B, S, D] normed; returns [B, S, D] and the updated cache."""
+        raise NotImplementedError
+
+    @staticmethod
+    def empty_cache(model: Model, batch: int, capacity: int) -> LayerCache:
+        """What a layer keeps of `batch` rows of at most `capacity` tokens, empty."""
+        raise NotImplementedError
+
+    def _matrix(self, declare: Declare, shape, axes, name: str) -> nnx.Variable:
+        return declare(
+            shape,
+            axes,
+            name=f"self_attn.{name}.weight",
+            init=normal(self.model.init_std),
+            group="matrix",
+            layout="transposed",
+        )
+
+    def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        channels = rotary_channels(self.model)
+        return rope_table(positions, theta=self.theta, channels=channels, numerics=self.numerics)
+
+    def _attend(self, q, k, v, tokens: Tokens, cache: LayerCache | None):
+        """Attention over this call's tokens, or over the cache for a single new token.
+
+        Args:
+          q: [B, S, H, C].
+          k, v: [B, S, K, C], also what the cache keeps of each token.
+
+        Returns:
+          [B, S, D] and the cache with the new tokens.
+        """
+        if cache is not None:
+            assert tokens.lengths is not None
+            cache = append(cache, k, v, tokens.lengths)
+        if cache is not None and q.shape[1] == 1:
+            out = self._attend_cache(q[:, 0], cache.k, cache.v, tokens)[:, None]
+        else:
+            out = self._attend_row(q, k, v, tokens)
+        return self._project_out(out), cache
+
+    def _attend_row(self, q, k, v, tokens: Tokens) -> jax.Array:
+        """q [B, S, H, C], k and v [B, S, K, C] -> [B, S, H, C]."""
+        return attention(
+            q,
+            k,
+            v,
+            tokens.segment_ids,
+            window=self.window,
+            implementation=self.model.ops.attention,
+        )
+
+    def _attend_cache(self, q, k, v, tokens: Tokens, scale: float | None = None) -> jax.Array:
+        """q [B, H, C] of the newest token, caches k and v [B, K, T, C] -> [B, H, C]."""
+        assert tokens.lengths is not None
+        return decode_attention(
+            q,
+            k,
+            v,
+            tokens.lengths + 1,
+            window=self.window,
+            scale=scale,
+            implementation=self.model.ops.decode_attention,
+        )
+
+    def _project_out(self, out: jax.Array) -> jax.Array:
+        """[B, S, H, C] -> [B, S, D]."""
+        out = out.reshape(*out.shape[:2], -1)
+        return out @ self.output[...].astype(out.dtype)
+
+
+def rotary_channels(model: Model) -> int:
+    """Channels of a head that are rotated."""
+    return int(model.attention.head_dim * model.attention.rope_fraction)
+
+
+def project(x: jax.Array, *weights: nnx.Variable) -> list[jax.Array]:
+    """x [B, S, D] through each [D, n] of `weights`.
+
+    With many tokens this is one wide matmul, whose backward pass needs no sum over the weights;
+    with few, the copy that joins the weights would cost more than the matmuls.
+    """
+    matrices = [w[...].astype(x.dtype) for w in weights]
+    if x.shape[0] * x.shape[1] <= FEW_TOKENS:
+        return [x @ w for w in matrices]
+    ends = np.cumsum([w.shape[1] for w in matrices])[:-1]
+    return jnp.split(x @ jnp.concatenate(matrices, axis=1), ends, axis=-1)

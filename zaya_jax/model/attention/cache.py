@@ -1,0 +1,60 @@
+"""What one layer remembers of a sequence, and how new tokens come to it."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.cca_mix import State
+
+
+class LayerCache(NamedTuple):
+    """k and v [B, K, T, C] of the tokens so far, and the CCA state (None for other kinds).
+
+    `mla` keeps one latent a token as its k, and nothing (C = 0) as its v.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    state: State | None = None
+
+
+def append(cache: LayerCache, k: jax.Array, v: jax.Array, at: jax.Array) -> LayerCache:
+    """Writes keys and values of S new tokens at each row's index `at`.
+
+    The caller sees to it that there is room: an index is data, and cannot be refused under jit.
+
+    Args:
+      k, v: [B, S, K, C].
+      at: [B] int32 first index to write.
+    """
+
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.astype(old.dtype).transpose(0, 2, 1, 3)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        return jax.vmap(put)(old, new, at)
+
+    return cache._replace(k=write(cache.k, k), v=write(cache.v, v))
+
+
+def last_state(before: State, qk: jax.Array, v_delayed: jax.Array, counts: jax.Array) -> State:
+    """The CCA state after the first `counts` of S new tokens of each row.
+
+    Args:
+      before: state in front of the new tokens.
+      qk: [B, S, N] latents before the convolutions.
+      v_delayed: [B, S, K * C / 2].
+      counts: [B] int32, 0..S; a row with 0 keeps its state.
+    """
+    past = before.qk.shape[1]
+    row = jnp.concatenate([before.qk, qk.astype(before.qk.dtype)], axis=1)
+    take = lambda r, n: jax.lax.dynamic_slice_in_dim(r, n, past)  # noqa: E731
+    latents = jax.vmap(take)(row, counts)
+    if before.v_delayed is None:
+        return State(latents, None)
+    values = jnp.concatenate([before.v_delayed[:, None], v_delayed.astype(row.dtype)], axis=1)
+    value = jnp.take_along_axis(values, counts[:, None, None], axis=1)[:, 0]
+    return State(latents, value)

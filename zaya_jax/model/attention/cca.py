@@ -1,0 +1,116 @@
+"""Compressed convolutional attention (arXiv 2510.04476): attention inside a compressed latent."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.cca_mix import State, Weights, cca_mix
+from zaya_jax.config import Model
+from zaya_jax.model.attention.base import Attention, Tokens, project
+from zaya_jax.model.attention.cache import LayerCache, last_state
+from zaya_jax.model.parameter import Declare, normal, ones, zeros
+
+
+class CCA(Attention):
+    """q and k are mixed over time by two causal convolutions; half of each token's value comes from
+    the token before.
+
+    Each of these can be left out: `attention.conv_kernels` names the convolutions that are there,
+    depthwise first, and `attention.qk_mean` and `attention.value_shift` are switches. Without its
+    shift, a value is made by the same two matrices, `v_delayed` then being of the token itself: the
+    arms of that comparison have the same parameters, and start from the same values.
+    """
+
+    def __init__(self, model: Model, declare: Declare, span: str):
+        super().__init__(model, declare, span)
+        a, D, C = model.attention, model.hidden_size, model.attention.head_dim
+        heads, half = a.heads + a.kv_heads, a.kv_heads * C // 2
+
+        def projection(width: int, axis: str, name: str):
+            return self._matrix(declare, (D, width), ("embed", axis), f"qkv_proj.{name}")
+
+        self.q = projection(a.heads * C, "heads", "q_proj")
+        self.k = projection(a.kv_heads * C, "kv_heads", "k_proj")
+        self.v_current = projection(half, "kv_heads", "v_proj_current")
+        self.v_delayed = projection(half, "kv_heads", "v_proj_delayed")
+
+        def convolution(kind: str, shape, axes):
+            name, init = f"self_attn.qkv_proj.conv_qk_{kind}", normal(model.init_std)
+            weight = declare(
+                shape, axes, name=f"{name}.weight", init=init, group="convolution", layout=kind
+            )
+            bias = declare(
+                (heads * C,), ("heads",), name=f"{name}.bias", init=zeros, group="vector"
+            )
+            return weight, bias
+
+        if len(a.conv_kernels) > 0:
+            self.conv_depthwise, self.conv_depthwise_bias = convolution(
+                "depthwise", (a.conv_kernels[0], heads * C), (None, "heads")
+            )
+        if len(a.conv_kernels) > 1:
+            self.conv_grouped, self.conv_grouped_bias = convolution(
+                "grouped", (a.conv_kernels[1], heads, C, C), (None, "heads", None, None)
+            )
+        # Ones, where transformers starts from zeros: zero keys would get no gradient.
+        self.temperature = declare(
+            (a.kv_heads,),
+            ("kv_heads",),
+            name="self_attn.qk_norm.temp",
+            init=ones,
+            group="vector",
+        )
+
+    def __call__(
+        self, x: jax.Array, tokens: Tokens, cache: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Args: x [B, S, D] normed; returns [B, S, D] and the updated cache."""
+        a = self.model.attention
+        q, k, v_current, v_delayed = project(x, self.q, self.k, self.v_current, self.v_delayed)
+
+        def part(name: str) -> jax.Array | None:
+            variable = getattr(self, name, None)
+            return None if variable is None else variable[...]
+
+        weights = Weights(
+            part("conv_depthwise"),
+            part("conv_depthwise_bias"),
+            part("conv_grouped"),
+            part("conv_grouped_bias"),
+            self.temperature[...],
+        )
+        cos, sin = self._rope(tokens.positions)
+        mixed_q, mixed_k, v = cca_mix(
+            q,
+            k,
+            v_current,
+            v_delayed,
+            weights,
+            cos,
+            sin,
+            tokens.positions,
+            None if cache is None else cache.state,
+            norm_dtype=self.numerics.dtype("qk_mean_norm"),
+            qk_mean=a.qk_mean,
+            value_shift=a.value_shift,
+            implementation=self.model.ops.cca_mix,
+        )
+        if cache is not None:
+            assert cache.state is not None
+            counts = jnp.full(x.shape[:1], x.shape[1], jnp.int32)
+            if tokens.live is not None:
+                counts = jnp.sum(tokens.live, axis=1, dtype=jnp.int32)
+            qk = jnp.concatenate([q, k], axis=-1)
+            cache = cache._replace(state=last_state(cache.state, qk, v_delayed, counts))
+        return self._attend(mixed_q, mixed_k, v, tokens, cache)
+
+    @staticmethod
+    def empty_cache(model: Model, batch: int, capacity: int) -> LayerCache:
+        """Keys and values, the last latents that a convolution reads, the last delayed value."""
+        a, dtype = model.attention, jnp.dtype(model.activation_dtype)
+        past = sum(a.conv_kernels) - len(a.conv_kernels)
+        latents = jnp.zeros((batch, past, (a.heads + a.kv_heads) * a.head_dim), dtype)
+        value = jnp.zeros((batch, a.kv_heads * a.head_dim // 2), dtype) if a.value_shift else None
+        keys = jnp.zeros((batch, a.kv_heads, capacity, a.head_dim), dtype)
+        return LayerCache(keys, jnp.zeros_like(keys), State(latents, value))
