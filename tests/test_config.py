@@ -10,7 +10,7 @@ import pytest
 from zaya_jax import config
 from zaya_jax.config import ConfigError, Experiment
 
-EXPERIMENTS = sorted(Path("experiments").glob("*.py"))
+EXPERIMENTS = sorted({*Path("experiments").glob("*.py")} - {Path("experiments/saved.py")})
 
 
 def load(path: Path):

@@ -50,6 +50,15 @@ VERBS: Mapping[str, Verb] = {
             "train --config=experiments/zaya1_tiny.py --config.train.steps=200 --workdir=runs/t",
         ),
     ),
+    "sweep": Verb(
+        "zaya_jax.sweep.cli",
+        "search over config fields, or compare arms, with seeds; local or on a Ray cluster",
+        (
+            "sweep --config=experiments/sweeps/pid.py --workdir=runs/pid",
+            "sweep --config=experiments/sweeps/pid.py --config.trials=48 --workdir=runs/pid",
+            "sweep --config=experiments/sweeps/router.py --dry_run",
+        ),
+    ),
     "data": Verb(
         "zaya_jax.data.cli",
         "prepare data offline, and look at it",

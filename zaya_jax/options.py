@@ -105,10 +105,9 @@ def _check_config(argv: Sequence[str], default: str | None) -> None:
     file, colon, argument = path.partition(":")  # what follows the colon goes to get_config
     if not Path(file).is_file():
         raise UserError(f"--config={path}: no such file{hint(file, _experiments())}")
-    if overrides:
-        values = runpy.run_path(file)["get_config"](*([argument] if colon else []))
-        for override in overrides:
-            _check_field(values, override.split("=", 1)[0])
+    values = runpy.run_path(file)["get_config"](*([argument] if colon else []))
+    for override in overrides:
+        _check_field(values, override.split("=", 1)[0])
 
 
 def _check_field(values: Any, field: str) -> None:

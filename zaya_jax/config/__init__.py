@@ -9,7 +9,6 @@ field, its value and what would be accepted, before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from zaya_jax.config.build import ConfigError, accepted_types, build
 from zaya_jax.config.checks import check, check_model
 from zaya_jax.config.inherit import fill, left_open, open_model
 from zaya_jax.config.schema import (
@@ -34,7 +34,8 @@ from zaya_jax.config.schema import (
     Router,
     Train,
 )
-from zaya_jax.errors import UserError, hint
+from zaya_jax.config.sweep import Pruning, Range, Sweep, arms, space
+from zaya_jax.config.sweep_checks import check_sweep
 
 __all__ = [
     "Attention",
@@ -49,31 +50,29 @@ __all__ = [
     "Muon",
     "Ops",
     "Optim",
+    "Pruning",
+    "Range",
     "Router",
+    "Sweep",
     "Train",
+    "arms",
     "check",
     "check_model",
     "fill",
     "freeze",
+    "freeze_sweep",
     "from_dict",
     "left_open",
     "open_model",
+    "space",
+    "sweep_from_dict",
+    "sweep_to_config_dict",
     "to_config_dict",
     "to_dict",
 ]
 
 
-class ConfigError(UserError):
-    """An experiment that cannot be run; the message lists every mistake."""
-
-
-def _accepted_types(annotation: Any) -> tuple[type, ...]:
-    if isinstance(annotation, types.UnionType):
-        return tuple(typing.get_origin(a) or a for a in typing.get_args(annotation))
-    return (typing.get_origin(annotation) or annotation,)
-
-
-def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
+def to_config_dict(experiment: Experiment | Sweep) -> ml_collections.ConfigDict:
     """The ConfigDict form of an experiment: what `get_config` returns and what flags override."""
 
     def convert(node: Any) -> ml_collections.ConfigDict:
@@ -84,8 +83,10 @@ def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
             if dataclasses.is_dataclass(value):
                 config[field.name] = convert(value)
             elif value is None:
-                kind = next(t for t in _accepted_types(hints[field.name]) if t is not type(None))
+                kind = next(t for t in accepted_types(hints[field.name]) if t is not type(None))
                 config[field.name] = config_dict.placeholder(kind)
+            elif isinstance(value, Mapping):
+                config[field.name] = _in_order(value)
             else:
                 config[field.name] = value
         return config
@@ -93,42 +94,17 @@ def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
     return convert(experiment)
 
 
-def to_dict(experiment: Experiment) -> dict[str, Any]:
+def _in_order(section: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Nested data in the order it is written in: that of a sweep's arms means something."""
+    config = ml_collections.ConfigDict(sort_keys=False)
+    for name, value in section.items():
+        config[name] = _in_order(value) if isinstance(value, Mapping) else value
+    return config
+
+
+def to_dict(experiment: Experiment | Sweep) -> dict[str, Any]:
     """Plain nested data, e.g. for `config.json`."""
     return dataclasses.asdict(experiment)
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, as JSON and flags give them, as tuples, however deep."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _build(cls: type, data: Any, path: str, problems: list[str]) -> Any:
-    if not isinstance(data, Mapping):
-        problems.append(f"{path or 'config'} = {data!r}: expected a section with fields")
-        return cls()
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        where = f"{path}.{name}" if path else name
-        if name not in names:
-            problems.append(f"no field {where!r}{hint(name, names)}")
-            continue
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _build(hints[name], value, where, problems)
-            continue
-        accepted = _accepted_types(hints[name])
-        if tuple in accepted:
-            value = _tuples(value)
-        if float in accepted and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-            kinds = " or ".join("none" if t is type(None) else t.__name__ for t in accepted)
-            problems.append(f"{where} = {value!r}: expected {kinds}")
-            continue
-        values[name] = value
-    return cls(**values)
 
 
 def from_dict(data: Mapping[str, Any]) -> Experiment:
@@ -138,7 +114,7 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
       ConfigError: unknown fields, wrong types, impossible or contradictory values, all at once.
     """
     problems: list[str] = []
-    experiment = _build(Experiment, data, "", problems)
+    experiment = build(Experiment, data, "", problems)
     if not problems:
         problems = list(check(experiment))
     if problems:
@@ -149,3 +125,29 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
 def freeze(config: ml_collections.ConfigDict) -> Experiment:
     """The typed, validated form of a ConfigDict (see `from_dict`)."""
     return from_dict(config.to_dict())
+
+
+def sweep_from_dict(data: Mapping[str, Any]) -> Sweep:
+    """Builds and validates a sweep from nested data (a ConfigDict, or a `sweep.json`).
+
+    Raises:
+      ConfigError: as `from_dict`, and for what cannot be searched.
+    """
+    problems: list[str] = []
+    sweep = build(Sweep, data, "", problems)
+    if not problems:
+        problems = [f"base.{line}" for line in check(sweep.base)]
+        sweep = check_sweep(sweep, problems)
+    if problems:
+        raise ConfigError("the sweep cannot be run:\n  - " + "\n  - ".join(problems))
+    return sweep
+
+
+def freeze_sweep(config: ml_collections.ConfigDict) -> Sweep:
+    """The typed, validated form of a ConfigDict (see `sweep_from_dict`)."""
+    return sweep_from_dict(config.to_dict())
+
+
+def sweep_to_config_dict(sweep: Sweep) -> ml_collections.ConfigDict:
+    """The ConfigDict form of a sweep, as `to_config_dict` has that of an experiment."""
+    return to_config_dict(sweep)

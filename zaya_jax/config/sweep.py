@@ -7,6 +7,7 @@ experiment; `--config.FIELD=VALUE` overrides its fields, those of the experiment
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,15 @@ from zaya_jax.config.schema import Experiment
 
 SEARCHES = ("arms", "grid", "random", "tpe")
 PRUNERS = ("none", "median")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; whole ones where the field is whole."""
+
+    low: float
+    high: float
+    log: bool = False  # drawn evenly in the logarithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Sweep:
     arms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     space: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trials: int = 24  # of random and tpe
-    at_once: int = 4  # of tpe: trials drawn together, before the outcome of any of them is known
+    at_once: int = 4  # under tpe or pruning: trials that know nothing of each other's outcomes
     seeds: tuple[int, ...] = (0, 1, 2)  # of the runs of every trial: `train.seed`
     search_seed: int = 0  # of the search itself
     objective: str = "bits_per_byte"  # a measure, see `zaya_jax.sweep.measures`
@@ -63,3 +73,32 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(section, {})
         node[name] = value
     return found
+
+
+def flat(section: Mapping[str, Any], cls: type = Experiment, path: str = "") -> dict[str, Any]:
+    """The inverse of `nested`: what stands in nested sections, by dotted path.
+
+    A leaf is what stands where the experiment has a field, or has nothing at all.
+    """
+    annotations = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        inner = annotations.get(name)
+        if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
+            found |= flat(value, typing.cast(type, inner), f"{path}{name}.")
+        else:
+            found[f"{path}{name}"] = value
+    return found
+
+
+def arms(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """The arms of a checked sweep: by name, its fields by dotted path."""
+    return {name: flat(section) for name, section in sweep.arms.items()}
+
+
+def space(sweep: Sweep) -> dict[str, tuple | Range]:
+    """The space of a checked sweep, by dotted path."""
+    return {
+        path: Range(**leaf) if isinstance(leaf, Mapping) else leaf
+        for path, leaf in flat(sweep.space).items()
+    }

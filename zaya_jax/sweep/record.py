@@ -5,7 +5,8 @@
     trials.json             the record of every trial, see `Trial`; what pages are made from
     environment.json        one record for each start: command, versions, commit, hardware
     trials/007/seed-1/      the run directory of trial 7 under seed 1
-    trials/007/seed-1.log   what that command printed
+    trials/007/seed-1.json  the experiment of that run, fully resolved
+    trials/007/seed-1.log   what its command printed
     report.html, report.md  see `zaya_jax.report`
 """
 
@@ -56,6 +57,23 @@ class Trial:
 def folder_of(sweep: Path, trial: int, seed: int) -> Path:
     """The run directory of one run of a sweep."""
     return sweep / "trials" / f"{trial:03}" / f"seed-{seed}"
+
+
+def plain(content: Any) -> Any:
+    """Nested data as it comes back from JSON: with lists for tuples."""
+    return json.loads(json.dumps(content))
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file of the sweep says.
+
+    Raises:
+      UserError: it is no JSON.
+    """
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
 
 
 def write_trials(sweep: Path, trials: list[Trial]) -> None:

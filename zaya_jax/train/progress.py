@@ -47,6 +47,10 @@ class Progress:
             f"load entropy {entropy:.3f}  {tokens_per_second:>8,.0f} tokens/s  "
             f"{clock(left)} left"
         )
+        self.draw(line)
+
+    def draw(self, line: str) -> None:
+        """Shows a line in place of the last one."""
         self._last = time.monotonic()
         if self._live:
             self._write("\r" + line.ljust(self._drawn))

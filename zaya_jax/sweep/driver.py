@@ -1,0 +1,243 @@
+"""The sweep itself: batch after batch is drawn, run, and told to the storage.
+
+Nothing is remembered that is not on the disk, so the driver may be killed at any moment: the same
+command finds what was drawn and what was finished, and goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from zaya_jax.config import ConfigError, Sweep, to_dict
+from zaya_jax.errors import UserError
+from zaya_jax.sweep import draw, plan, record
+from zaya_jax.sweep.board import Board
+from zaya_jax.sweep.executors import Executor
+from zaya_jax.sweep.record import Trial
+from zaya_jax.sweep.study import Outcome, Study, check_same, draw_of, outcome_of
+from zaya_jax.sweep.supervise import Task
+from zaya_jax.train import interrupt, workdir
+
+TICK_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a sweep ended.
+
+    Attributes:
+      trials: all that were drawn.
+      interrupted: the signal that left something undone, if one did.
+    """
+
+    trials: list[Trial]
+    interrupted: signal.Signals | None
+
+
+def claim(sweep: Sweep, folder: Path) -> None:
+    """Makes a folder the directory of a sweep, or takes the sweep in it up again.
+
+    Raises:
+      UserError: it cannot be written, or holds another sweep or other things.
+    """
+    file = folder / record.SWEEP
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            check_same(sweep, record.read_json(file), folder)
+        elif {path.name for path in folder.iterdir()} - {workdir.LOCK}:
+            raise UserError(
+                f"--workdir={folder} is neither empty nor the directory of a sweep (it has no "
+                f"{record.SWEEP}): give a new or an empty folder"
+            )
+        workdir.write_json(file, to_dict(sweep))
+    except OSError as error:
+        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes from driving the sweep in `folder` inside the block.
+
+    Raises:
+      UserError: another one does.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / workdir.LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
+    with file:  # the lock goes with the file, however the process ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process sweeps in --workdir={folder}") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def run(
+    sweep: Sweep, folder: Path, executor: Executor, program: tuple[str, ...], board: Board
+) -> Result:
+    """Runs what is left of a sweep.
+
+    Args:
+      folder: claimed and locked.
+      program: what a run's `train ...` is appended to.
+
+    Raises:
+      UserError: as `Study`.
+    """
+    study = Study(sweep, folder)
+    try:
+        with interrupt.requests() as request:
+            driver = _Driver(sweep, folder, executor, program, board, study, request)
+            for start in _starts(sweep):
+                if request or not driver.batch(draw.batch_of(sweep, start)):
+                    break
+            return Result(driver.records(), request.signal if driver.left else None)
+    finally:
+        executor.stop()
+        study.close()
+
+
+def _starts(sweep: Sweep) -> Iterator[int]:
+    """The first trial of every batch."""
+    number = 0
+    while number < draw.total(sweep):
+        yield number
+        number = draw.batch_of(sweep, number).stop
+
+
+class _Driver:
+    """One call of `run`, with everything at hand."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        folder: Path,
+        executor: Executor,
+        program: tuple[str, ...],
+        board: Board,
+        study: Study,
+        request: interrupt.Request,
+    ):
+        self.sweep, self.folder, self.executor = sweep, folder, executor
+        self.program, self.board, self.study, self.request = program, board, study, request
+        self.trials: dict[int, Trial] = {}
+        self.left = True  # something is not done yet
+        for number in range(len(study.trials())):
+            self._note(number)
+        self.board.begin(self.records())
+
+    def records(self) -> list[Trial]:
+        """The record of every trial, by number."""
+        return [self.trials[number] for number in sorted(self.trials)]
+
+    def batch(self, numbers: range) -> bool:
+        """Draws, runs and tells the trials of a batch; whether it came to its end."""
+        for number in numbers:
+            if number >= len(self.study.trials()):
+                self.study.draw(number)
+            self._note(number)
+        record.write_trials(self.folder, self.records())
+        drawn = self.study.trials()
+        outcomes = self._outcomes([n for n in numbers if outcome_of(drawn[n]) is None], numbers)
+        if any(outcome.state == "stopped" for outcome in outcomes.values()):
+            return False
+        self.left = numbers.stop < draw.total(self.sweep)
+        for number in sorted(outcomes):
+            # As long as nothing was drawn after it, a trial that failed may be tried again.
+            if outcomes[number].state != "failed" or self.left:
+                self.study.tell(number, outcomes[number])
+        return True
+
+    def _outcomes(self, numbers: Sequence[int], batch: range) -> dict[int, Outcome]:
+        """Runs trials, as many at a time as there are workers."""
+        outcomes: dict[int, Outcome] = {}
+        waiting, running = deque(numbers), dict[Future[Outcome], int]()
+        stopping = False
+        while waiting or running:
+            while waiting and len(running) < self.executor.workers and not self.request:
+                number = waiting.popleft()
+                try:
+                    task = self._task(number, batch)
+                except ConfigError as error:
+                    outcomes[number] = Outcome("invalid", reason=str(error))
+                    self._note(number, outcomes[number])
+                    continue
+                running[self.executor.submit(task)] = number
+                self._note(number, state="running")
+            done, _ = wait(running, TICK_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                number = running.pop(future)
+                outcomes[number] = future.result()
+                self._note(number, outcomes[number])
+            self.board.show(self.records(), len(running))
+            if self.request:
+                outcomes |= {number: Outcome("stopped") for number in waiting}
+                waiting.clear()
+                if not stopping:
+                    self.executor.stop()
+                    stopping = True
+        return outcomes
+
+    def _task(self, number: int, batch: range) -> Task:
+        """A trial as a worker gets it.
+
+        Raises:
+          ConfigError: its fields make no experiment.
+        """
+        sweep, drawn = self.sweep, self.study.trials()
+        earlier = [outcome_of(trial) for trial in drawn[: batch.start]]
+        complete = [outcome for outcome in earlier if outcome and outcome.state == "complete"]
+        fields = draw_of(drawn[number]).fields
+        return Task(
+            number,
+            self.folder,
+            {seed: plan.experiment_of(sweep, fields, seed) for seed in sweep.seeds},
+            sweep.objective,
+            sweep.pruning,
+            {seed: [outcome.points[seed] for outcome in complete] for seed in sweep.seeds},
+            self.program,
+        )
+
+    def _note(self, number: int, outcome: Outcome | None = None, state: str = "waiting") -> None:
+        """Writes the record of a trial anew, and tells of one that ended."""
+        trial = self.study.trials()[number]
+        drawn, known = draw_of(trial), outcome or outcome_of(trial)
+        if known is None or known.state == "stopped":
+            known = Outcome(state, seconds=known.seconds if known else 0.0)
+        old = self.trials.get(number)
+        self.trials[number] = Trial(
+            number,
+            drawn.arm or plan.name_of(drawn.fields),
+            known.state,
+            drawn.fields,
+            {str(seed): value for seed, value in known.values.items()},
+            known.value,
+            known.reason,
+            old.command if old else self._command(number, drawn.fields),
+            round(known.seconds, 3),
+        )
+        if outcome is not None or state == "running":
+            record.write_trials(self.folder, self.records())
+        if outcome is not None and outcome.state != "stopped":
+            self.board.tell(self.trials[number])
+
+    def _command(self, number: int, fields: dict) -> str:
+        seed = self.sweep.seeds[0]
+        try:
+            experiment = plan.experiment_of(self.sweep, fields, seed)
+        except ConfigError:
+            return ""
+        saved = plan.config_file(self.folder, number, seed)
+        return plan.command_of(self.sweep, experiment, saved)

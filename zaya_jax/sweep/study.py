@@ -1,0 +1,174 @@
+"""Optuna's storage of a sweep: what was drawn, what came of it, and whose sweep it is.
+
+A trial is written when it is drawn, in one transaction, and once more when it is told what came of
+it. A process may be killed between any two of these: what is there is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError  # Optuna's storage stands on it
+
+from zaya_jax.config import Sweep, to_dict
+from zaya_jax.config.build import tuples
+from zaya_jax.errors import UserError
+from zaya_jax.sweep import draw as draw_lib
+from zaya_jax.sweep.draw import Draw
+from zaya_jax.sweep.measures import MEASURES
+from zaya_jax.sweep.prune import Points
+from zaya_jax.sweep.record import STUDY, SWEEP, plain
+from zaya_jax.train import workdir
+
+NAME = "sweep"
+STRIDE = 10**9
+"""Steps between the runs of two seeds, on the one axis that Optuna has for values on the way."""
+
+MAY_CHANGE = ("name", "about", "file", "trials", "measures", "claims")
+"""Fields in which the sweep of a later start may differ from the one that is there."""
+
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "invalid": TrialState.FAIL,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+      state: complete, pruned, failed or invalid; `stopped` if somebody stopped it before its end.
+      values: the objective by seed, None where the run has no such number.
+      points: the objective at evaluations, by seed.
+      reason: why it ended otherwise than complete, or has no value.
+      seconds: wall time of its runs.
+    """
+
+    state: str
+    values: dict[int, float | None] = dataclasses.field(default_factory=dict)
+    points: dict[int, Points] = dataclasses.field(default_factory=dict)
+    reason: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def value(self) -> float | None:
+        """Mean over all seeds of a complete trial; None if a seed has no number."""
+        known = [value for value in self.values.values() if value is not None]
+        if self.state != "complete" or not known or len(known) < len(self.values):
+            return None
+        return math.fsum(known) / len(known)
+
+
+class Study:
+    """The storage of one sweep.
+
+    Args:
+      folder: the sweep's directory.
+
+    Raises:
+      UserError: what is there is of another sweep, or cannot be read.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path):
+        self._sweep, file = sweep, folder / STUDY
+        try:
+            self._storage = optuna.storages.RDBStorage(f"sqlite:///{file.absolute()}")
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=NAME,
+                direction=MEASURES[sweep.objective].goal,
+                load_if_exists=True,
+            )
+            there = self._study.user_attrs.get(SWEEP)
+        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            raise UserError(f"{file}: no storage of a sweep: {first_line(error)}") from None
+        if there is not None:
+            check_same(sweep, there, folder)
+        self._study.set_user_attr(SWEEP, to_dict(sweep))
+        self._id = self._storage.get_study_id_from_name(NAME)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All that were drawn, by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def draw(self, number: int) -> None:
+        """Draws the trial of a number and writes it down; it must be the next one."""
+        found = draw_lib.draw(self._sweep, number, self.trials())
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=found.params,
+                distributions=draw_lib.distributions(self._sweep),
+                user_attrs={"draw": dataclasses.asdict(found)},
+            )
+        )
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Writes down what came of a trial; that is final."""
+        trial = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        self._storage.set_trial_user_attr(trial, "outcome", dataclasses.asdict(outcome))
+        for i, seed in enumerate(self._sweep.seeds):
+            for step, value in outcome.points.get(seed, ()):
+                self._storage.set_trial_intermediate_value(trial, i * STRIDE + step, value)
+        state = _STATES[outcome.state]
+        worst = -math.inf if self._study.direction.name == "MAXIMIZE" else math.inf
+        # A trial whose runs never came to what is measured is the worst, and a search is to know.
+        value = worst if outcome.value is None else outcome.value
+        self._study.tell(number, value if state is TrialState.COMPLETE else None, state)
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+
+def draw_of(trial: FrozenTrial) -> Draw:
+    """What was drawn, with lists where the config has tuples."""
+    found = Draw(**trial.user_attrs["draw"])
+    return dataclasses.replace(found, fields={k: tuples(v) for k, v in found.fields.items()})
+
+
+def outcome_of(trial: FrozenTrial) -> Outcome | None:
+    """What came of a trial, if that was told."""
+    if not trial.state.is_finished():
+        return None
+    found: dict[str, Any] = dict(trial.user_attrs["outcome"])
+    for name in ("values", "points"):
+        found[name] = {int(seed): value for seed, value in found[name].items()}
+    found["points"] = {
+        seed: tuple((step, value) for step, value in run) for seed, run in found["points"].items()
+    }
+    return Outcome(**found)
+
+
+def check_same(sweep: Sweep, there: dict[str, Any], folder: Path) -> None:
+    """Compares a sweep with the one that a directory holds.
+
+    Raises:
+      UserError: it is another one; lists the fields that differ.
+    """
+    here = plain(to_dict(sweep))
+    changed = {
+        path: values
+        for path, values in workdir.differences(there, here).items()
+        if path.split(".")[0] not in MAY_CHANGE
+    }
+    if changed:
+        lines = [f"  {path}: {old!r} there, {new!r} here" for path, (old, new) in changed.items()]
+        raise UserError(
+            f"--workdir={folder} holds another sweep:\n" + "\n".join(lines) + "\n"
+            "give another --workdir, or the same config to go on with that sweep"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
