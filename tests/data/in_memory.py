@@ -10,7 +10,7 @@ from zaya_jax.data.plan import PACKINGS
 from zaya_jax.data.records import Table
 
 
-@dataclass
+@dataclass(repr=False)  # grain writes out what it maps with, for its statistics: all examples
 class Examples:
     """What `records.Store` is, from a list."""
 

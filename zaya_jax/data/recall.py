@@ -41,10 +41,10 @@ _KEYS = np.frombuffer(string.ascii_lowercase.encode(), np.uint8)
 _VALUES = np.frombuffer(string.ascii_uppercase.encode(), np.uint8)
 
 
-def examples(count: int = EXAMPLES) -> Iterator[Cloze]:
+def examples(count: int | None = None) -> Iterator[Cloze]:
     """Examples, always the same ones; those of a smaller number are the first of a larger."""
     blanks = tuple(range(LENGTH // 2 + 2, LENGTH, 4))
-    for number, symbols in enumerate(_symbols(count)):
+    for number, symbols in enumerate(_symbols(EXAMPLES if count is None else count)):
         yield Cloze(f"recall:{number}", symbols.tobytes().decode(), blanks)
 
 
