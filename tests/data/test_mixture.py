@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from functools import lru_cache
 
@@ -7,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.in_memory import pack, text
+from zaya_jax.config import ConfigError, Data, Experiment, from_dict, to_dict
+from zaya_jax.config.checks import check_mixture
 from zaya_jax.data.mixture import Batches, join
 
 
@@ -122,7 +125,8 @@ def sources(batches, steps):
     return np.array(first_ids(batches, steps)) // 10_000
 
 
-weights_of_three = st.lists(st.sampled_from([0, 0, 0.3, 1, 2.5]), min_size=3, max_size=3).filter(any)
+weight = st.sampled_from([0, 0, 0.3, 1, 2.5])
+weights_of_three = st.lists(weight, min_size=3, max_size=3).filter(any)
 schedules = st.lists(st.tuples(st.integers(1, 8), weights_of_three), max_size=2)
 
 
@@ -175,3 +179,40 @@ def test_a_switch_late_in_a_long_run_is_found_at_once():
     batches = mixture((1100, 1030), (1, 3), batch_size=64, schedule=((10**9, (1, 0)),))
     assert (sources(batches, [10**9 - 1]) == 1).sum() == 16
     assert (sources(batches, [10**9]) == 1).all()
+
+
+TWO = (("a", 1.0), ("b", 2.0))
+
+
+@pytest.mark.parametrize(
+    ("mixture", "schedule", "message"),
+    [
+        ((), ((5, (1.0,)),), "there is no data.mixture whose weights could change"),
+        (TWO, ((0, (1, 1)),), "step 0: expected steps from 1 on"),
+        (TWO, ((5, (1, 1)), (5, (1, 2))), "step 5: .* each later than the one before"),
+        (TWO, ((5, (1, 1)), (4, (1, 2))), "step 4: .* each later than the one before"),
+        (TWO, ((5, (1, 1, 1)),), "step 5: 3 weights for the 2 of data.mixture"),
+        (TWO, ((5, (1, -1)),), "step 5 has weight -1: expected 0 or more"),
+        (TWO, ((5, (1, math.inf)),), "step 5 has weight inf"),
+        (TWO, ((5, (1, math.nan)),), "step 5 has weight nan"),
+        (TWO, ((5, (0, 0)),), "step 5: all weights are 0"),
+        (TWO, (5, (1, 1)), r"has 5: expected \(step, \(weight, ...\)\)"),
+        (TWO, ((5.0, (1, 1)),), r"has \(5.0, \(1, 1\)\): expected \(step"),
+        (TWO, ((5, ("1", 1)),), r"expected \(step, \(weight"),
+        ((("a", 1.0), ("b", 0.0)), ((5, (1, 0)),), "'b' has weight 0 from beginning to end"),
+        ((("a", 1.0), ("b", 0.0)), (), "'b' has weight 0.0: expected more than 0"),
+        ((("a", 0.0), ("b", 0.0)), ((5, (1, 1)),), "data.mixture: all weights are 0"),
+    ],
+)
+def test_mistakes_in_a_schedule(mixture, schedule, message):
+    plain = to_dict(Experiment()) | {"data": {"mixture": mixture, "mixture_schedule": schedule}}
+    with pytest.raises(ConfigError, match=message):
+        from_dict(plain)
+
+
+def test_a_source_may_begin_with_no_weight_if_it_comes_in_later():
+    data = Data(mixture=(("a", 1.0), ("b", 0.0)), mixture_schedule=((5, (0.0, 1.0)),))
+    assert not list(check_mixture(data))
+    # As a flag or a config.json gives it.
+    plain = {"data": {"mixture": [["a", 1.0], ["b", 0]], "mixture_schedule": [[5, [0, 1.0]]]}}
+    assert from_dict(plain).data == data

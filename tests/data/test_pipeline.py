@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import math
@@ -315,6 +316,41 @@ def test_weights_must_be_positive(prepare, folder, chats, weight):
 def test_a_source_cannot_be_there_twice(prepare, folder):
     with pytest.raises(ValueError, match="is there twice"):
         prepare(mixture=((str(folder), 1.0), (str(folder), 2.0)))
+
+
+def test_weights_that_change_are_a_part_of_what_the_data_was(prepare, mixture, tmp_path):
+    """In `data.json`, so that a resumed run cannot have others; the rest of it is the same."""
+    constant = prepare(mixture=mixture).info
+    assert constant.schedule == () and constant.as_json()["schedule"] == []
+    shifted = prepare(mixture=mixture, mixture_schedule=((2, (0.0, 5.0)), (9, (1.0, 1.0)))).info
+    assert shifted.schedule == ((2, (0.0, 1.0)), (9, (0.5, 0.5)))
+    assert json.loads(json.dumps(shifted.as_json())) == shifted.as_json()
+    assert dataclasses.replace(shifted, schedule=()) == constant
+    later = prepare(mixture=mixture, mixture_schedule=((3, (0.0, 5.0)), (9, (1.0, 1.0)))).info
+    assert len({info.rows_sha256 for info in (constant, shifted, later)}) == 3
+    run = tmp_path / "run"
+    workdir.check_data(run, shifted.as_json())
+    with pytest.raises(UserError, match=r"data changed(.|\n)*schedule"):
+        workdir.check_data(run, later.as_json())
+
+
+def test_prepared_sources_follow_a_schedule_as_the_raw_ones_do(prepare, mixture, tmp_path):
+    options = dict(packing="best_fit", sequence_length=48)
+    shift = ((1, (0.0, 1.0)), (7, (2.0, 1.0)))
+    raw = prepare(mixture=mixture, mixture_schedule=shift, **options)
+    prepare(mixture=mixture, mixture_schedule=shift, out=tmp_path / "out", **options)
+    out = str(tmp_path / "out")
+    same_batches(prepare(source=out, mixture=mixture, mixture_schedule=shift, **options), raw)
+    # In another order of the sources the weights go with their names.
+    turned = tuple((step, weights[::-1]) for step, weights in shift)
+    again = prepare(source=out, mixture=mixture[::-1], mixture_schedule=turned, **options)
+    same_batches(again, raw)
+    # Inside of another mixture its sources divide its weight.
+    nested = prepare(mixture=((out, 1.0),), mixture_schedule=((3, (1.0,)),), **options)
+    assert len(nested.info.schedule[0][1]) == 2
+    same_batches(nested, prepare(mixture=mixture, **options))
+    with pytest.raises(ValueError, match="there is no data.mixture whose weights could change"):
+        prepare(source=out, mixture_schedule=shift, **options)
 
 
 # --- Prepared offline ------------------------------------------------------------------------

@@ -33,9 +33,7 @@ def prepared(tmp_path, **changed):
 
 def parts(example):
     """The pairs, and the questions with their answers: lists of (key, value)."""
-    return [
-        [(pair[:2], pair[2]) for pair in half.split(" ")] for half in example.text.split(";")
-    ]
+    return [[(pair[:2], pair[2]) for pair in half.split(" ")] for half in example.text.split(";")]
 
 
 def nats(examples, places):
