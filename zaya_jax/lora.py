@@ -27,13 +27,20 @@ from zaya_jax.model.parameter import Declare
 A, B = ".lora_a", ".lora_b"
 
 TARGETS: Mapping[str, tuple[str, ...]] = {
-    "q": ("attention.q",),
-    "k": ("attention.k",),
-    "v": ("attention.v_current", "attention.v_delayed", "attention.v"),
+    "q": ("attention.q", "attention.q_down", "attention.q_up"),
+    "k": ("attention.k", "attention.kv_down", "attention.k_up", "attention.k_rope"),
+    "v": (
+        "attention.v_current",
+        "attention.v_delayed",
+        "attention.v",
+        "attention.kv_down",
+        "attention.v_up",
+    ),
     "o": ("attention.output",),
     "experts": ("experts.gate_up", "experts.down"),
 }
-"""The parameters of each name in `lora.targets`, by the end of their path."""
+"""The parameters of each name in `lora.targets`, by the end of their path. The latent of `mla` is
+what both keys and values are made from, and belongs to either."""
 
 # PEFT wraps the two parameters of one module one in the other, in the order of their registration.
 _PEFT_MODULES = {

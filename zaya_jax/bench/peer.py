@@ -19,6 +19,7 @@ import torch
 from transformers.models.zaya import modeling_zaya as modeling
 
 from zaya_jax.config import Model
+from zaya_jax.hf import config_map
 from zaya_jax.hf.layout import from_hf
 from zaya_jax.model.forms import addresses
 from zaya_jax.model.functional import bias_declarations, declarations
@@ -30,8 +31,13 @@ def torch_config(model: Model, attention: str = "eager", experts: str = "eager")
     Args:
       attention: transformers' attention implementation, eager or sdpa.
       experts: transformers' experts implementation, eager, grouped_mm or batched_mm.
+
+    Raises:
+      UserError: transformers' Zaya has no such model; names the fields.
     """
+    config_map.refuse(config_map.inexpressible(model))
     a, r = model.attention, model.router
+    cca_time0, cca_time1 = a.conv_kernels
     names = {"full": "hybrid", "sliding": "hybrid_sliding"}
     rope = {"rope_type": "default", "partial_rotary_factor": a.rope_fraction}
     build: Any = modeling.ZayaConfig  # takes more keywords than it declares
@@ -49,8 +55,8 @@ def torch_config(model: Model, attention: str = "eager", experts: str = "eager")
         router_hidden_size=r.width,
         layer_types=[names[a.pattern[i % len(a.pattern)]] for i in range(model.num_layers)],
         sliding_window=a.window,
-        cca_time0=a.conv_kernels[0],
-        cca_time1=a.conv_kernels[1],
+        cca_time0=cca_time0,
+        cca_time1=cca_time1,
         pad_token_id=model.pad_id,
         bos_token_id=model.bos_id,
         eos_token_id=model.eos_id,

@@ -146,9 +146,15 @@ def write(model: Model, layout: str, dtype: str) -> dict[str, Any]:
     """The config of a folder in `layout` (`native` or `legacy`).
 
     Args:
-      model: must be expressible there (see `zaya_jax.hf.exporter.inexpressible`).
+      model: must be expressible there; what its weights decide is not looked at here (see
+        `zaya_jax.hf.exporter.inexpressible`).
       dtype: that of most weights.
+
+    Raises:
+      CheckpointError: the schemas have no word for some fields; names them all.
     """
+    refuse(inexpressible(model))
+    cca_time0, cca_time1 = model.attention.conv_kernels
     writer: Callable[[Model], dict[str, Any]] = _write_native
     if layout == LEGACY:
         writer = _write_legacy
@@ -159,10 +165,48 @@ def write(model: Model, layout: str, dtype: str) -> dict[str, Any]:
         "eos_token_id": model.eos_id,
         "pad_token_id": model.pad_id,
         "dtype": dtype,
-        "cca_time0": model.attention.conv_kernels[0],
-        "cca_time1": model.attention.conv_kernels[1],
+        "cca_time0": cca_time0,
+        "cca_time1": cca_time1,
         **writer(model),
     }
+
+
+def inexpressible(model: Model) -> list[str]:
+    """Every field of the model section for which the schemas have no word; empty if none.
+
+    Without `residual_scaling` a model could be written with scales of 1 and biases of 0, but would
+    come back as another one; it is refused.
+    """
+    a, r = model.attention, model.router
+    only: list[tuple[str, Any, Any]] = [("attention.kind", a.kind, "cca")]
+    if a.kind == "cca":
+        only += [
+            ("attention.qk_mean", a.qk_mean, True),
+            ("attention.value_shift", a.value_shift, True),
+        ]
+    only += [("router.kind", r.kind, "mlp_eda"), ("router.top_k", r.top_k, 1)]
+    if r.kind == "mlp_eda":
+        only += [("router.depth", r.depth, 2)]
+    only += [("residual_scaling", model.residual_scaling, True)]
+    problems = [
+        f"model.{field} = {value!r}: only {accepted!r} exists there"
+        for field, value, accepted in only
+        if value != accepted
+    ]
+    if a.kind == "cca" and len(a.conv_kernels) != 2:
+        problems.append(
+            f"model.attention.conv_kernels = {a.conv_kernels}: there are always two convolutions"
+        )
+    if r.skip == "none":
+        problems.append("model.router.skip = 'none': every router there has a skip class")
+    return problems
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises a CheckpointError that lists them, if there are any."""
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(f"the Hugging Face model `zaya` cannot express this one:\n{lines}")
 
 
 def _get(model: Model, field: str) -> Any:

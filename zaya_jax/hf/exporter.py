@@ -139,10 +139,7 @@ def _write(
     progress: str | None,
     origin: Path | None = None,
 ) -> Path:
-    problems = inexpressible(source)
-    if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(f"the Hugging Face model `zaya` cannot express this one:\n{lines}")
+    config_map.refuse(inexpressible(source))
     for warning in deviations(source, layout):
         warnings.warn(warning, stacklevel=3)
     model = source.model
@@ -184,20 +181,8 @@ def _biases(source: Source) -> dict[int, np.ndarray]:
 
 def inexpressible(source: Source) -> list[str]:
     """Every field for which the Hugging Face model has no word; empty if it has for all."""
-    m, a, r = source.model, source.model.attention, source.model.router
-    problems = [
-        f"model.{field} = {value!r}: only {accepted!r} exists there"
-        for field, value, accepted in (
-            ("attention.kind", a.kind, "cca"),
-            ("router.kind", r.kind, "mlp_eda"),
-            ("router.top_k", r.top_k, 1),
-            ("residual_scaling", m.residual_scaling, True),
-        )
-        if value != accepted
-    ]
-    if r.skip == "none":
-        problems.append("model.router.skip = 'none': every router there has a skip class")
-    if r.skip == "passthrough":
+    problems = config_map.inexpressible(source.model)
+    if source.model.router.skip == "passthrough":
         # A skipping token beats all experts only if p_skip + b_skip > p_j + b_j for all j. As
         # p_skip <= 1 and p_j > 0, it never does where some b_j exceeds 1 + b_skip.
         open_layers = [i for i, b in _biases(source).items() if not b[:-1].max() > 1 + b[-1]]

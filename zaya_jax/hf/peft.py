@@ -23,6 +23,7 @@ import numpy as np
 
 from zaya_jax import lora as lora_lib
 from zaya_jax.config import Lora, Model
+from zaya_jax.hf import config_map
 from zaya_jax.hf import layout as layouts
 from zaya_jax.hf.atomic import atomic_folder
 from zaya_jax.hf.files import ADAPTER_CONFIG, TOKENIZER_FILES
@@ -109,12 +110,9 @@ def write_adapter(
       `out`.
 
     Raises:
-      CheckpointError: attention that `zaya` cannot express, or `out` cannot be written.
+      CheckpointError: a base that `zaya` cannot express, or `out` cannot be written.
     """
-    if model.attention.kind != "cca":
-        raise CheckpointError(
-            f"model.attention.kind = {model.attention.kind!r}: only 'cca' exists in `zaya`"
-        )
+    config_map.refuse(config_map.inexpressible(model))
     out, table = Path(out), _table(model, lora)
     specs = {
         name: Spec(np.dtype(adapters[place.path].dtype), peft_shape(place.shape, place.path))

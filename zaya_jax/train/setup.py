@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from zaya_jax import costs, load, lora, optim
 from zaya_jax import data as data_lib
-from zaya_jax import load, lora, optim
-from zaya_jax.config import Experiment
+from zaya_jax.config import Experiment, Model
 from zaya_jax.data import Prepared, Tokenizer
 from zaya_jax.data.mistakes import as_user_errors
 from zaya_jax.errors import UserError
-from zaya_jax.model import functional
 from zaya_jax.train import workdir
 
 
@@ -74,16 +73,16 @@ def _check_ids(experiment: Experiment, tokenizer: Tokenizer) -> None:
 def describe(experiment: Experiment, prepared: Prepared) -> str:
     """What is about to be trained on what, for a person to check."""
     model, train, info = experiment.model, experiment.train, prepared.info
-    a, r = model.attention, model.router
+    cost = costs.of(experiment)
     tokens = train.steps * train.batch_size * train.sequence_length
     skipped = f", {info.corpus.skipped} skipped" if info.corpus.skipped else ""
     table = optim.describe(experiment.optim, lora.trained(experiment))
     lines = [
-        f"{experiment.name}: {functional.parameter_count(model):,} parameters, "
-        f"{functional.active_parameter_count(model):,} active per token",
-        f"  {model.num_layers} layers ({model.layers}) of {model.hidden_size}: {a.kind} with "
-        f"{a.heads} query and {a.kv_heads} kv heads of {a.head_dim}, {r.experts} experts of "
-        f"{model.expert_width} ({r.kind}, top-{r.top_k}, skip {r.skip})",
+        f"{experiment.name}: {cost.parameters:,} parameters, {cost.active_parameters:,} active "
+        "per token",
+        f"  {model_line(model)}",
+        f"  a token costs {cost.flops_per_token / 1e6:,.1f} MFLOPs to train on, and "
+        f"{cost.kv_bytes_per_token:,} bytes of keys and values to decode",
         f"data: {info.corpus.source}: {info.corpus.documents:,} documents, "
         f"{info.corpus.bytes / 1e6:.1f} MB{skipped}, sha256 {info.corpus.sha256[:12]}",
         f"  train {info.train.tokens:,} tokens, held out {info.heldout.documents} documents, "
@@ -109,6 +108,25 @@ def describe(experiment: Experiment, prepared: Prepared) -> str:
             "= bfloat16 keeps float32 masters and computes in bfloat16."
         )
     return "\n".join(lines)
+
+
+def model_line(model: Model) -> str:
+    """The layers in words."""
+    a, r = model.attention, model.router
+    heads = {
+        "mha": f"{a.heads} heads of {a.head_dim}",
+        "mla": f"{a.heads} heads of {a.head_dim} from a latent of {a.kv_rank}",
+    }
+    words = heads.get(a.kind, f"{a.heads} query and {a.kv_heads} kv heads of {a.head_dim}")
+    if a.kind == "cca":
+        widths = " and ".join(map(str, a.conv_kernels))
+        words += f", convolutions over {widths}" if widths else ", no convolutions"
+        off = (("q-k mean", a.qk_mean), ("value shift", a.value_shift))
+        words += "".join(f", no {name}" for name, there in off if not there)
+    return (
+        f"{model.num_layers} layers ({model.layers}) of {model.hidden_size}: {a.kind} with {words}"
+        f"; {r.experts} experts of {model.expert_width} ({r.kind}, top-{r.top_k}, skip {r.skip})"
+    )
 
 
 def balance_line(experiment: Experiment) -> str:
