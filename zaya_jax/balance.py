@@ -7,13 +7,12 @@ A controller moves the biases against the error
 
 which it treats as a gradient: an overloaded expert's bias falls. A controller is therefore an
 `optax.GradientTransformation` whose updates are added to the biases, and adding one is one function
-and one line (`CONTROLLERS.register`, see docs/extending.md). The skip class is outside: it has no
-error, and no controller moves a bias whose error has always been 0.
+and one line (docs/extending.md). The skip class is outside: it has no error, and no controller
+moves a bias whose error has always been 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,8 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from zaya_jax.config import Balance, Model
-from zaya_jax.config.kinds import Kinds
-from zaya_jax.config.schema import BALANCERS
+from zaya_jax.config.kinds import BALANCERS, find
 from zaya_jax.model.block import RouterStats
 from zaya_jax.model.functional import Biases, bias_declarations
 
@@ -131,14 +129,9 @@ def none(balance: Balance) -> optax.GradientTransformation:
     return optax.set_to_zero()
 
 
-CONTROLLERS: Kinds[Callable[[Balance], optax.GradientTransformation]] = Kinds(
-    "balance.kind", BALANCERS, {"adamw": adamw, "pid": pid, "sign": sign, "none": none}
-)
-
-
 def controller(balance: Balance) -> optax.GradientTransformation:
     """The controller named by `balance.kind`, for the dict of all layers' biases."""
-    return CONTROLLERS[balance.kind](balance)
+    return find(BALANCERS, balance.kind)(balance)
 
 
 def load_loss(counts: jax.Array, probability: jax.Array, experts: int) -> jax.Array:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Sequence
 from typing import Any
 
 from pallas_kernels import dispatch
+from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, check_kind
 from zaya_jax.config.schema import (
-    ATTENTION_KINDS,
     BAD_RECORDS,
     BAD_TEXT,
-    BALANCERS,
     DTYPES,
     FORMATS,
     LAYER_FORMS,
@@ -22,7 +20,6 @@ from zaya_jax.config.schema import (
     OPTIMIZERS,
     PACKINGS,
     REMAT,
-    ROUTER_KINDS,
     SCHEDULES,
     SKIP_RULES,
     SPANS,
@@ -176,7 +173,7 @@ def _check_optim(optim: Optim) -> typing.Iterator[str]:
 
 
 def _check_balance(balance: Balance) -> typing.Iterator[str]:
-    yield from _among("balance.kind", balance.kind, BALANCERS)
+    yield from check_kind("balance.kind", balance.kind, BALANCERS)
     yield from _positive("balance", balance, "eps integral_limit")
     yield from _shares("balance", balance, "b1 b2 derivative_decay")
     if balance.kind in ("adamw", "sign"):
@@ -221,8 +218,8 @@ def check_model(model: Model) -> typing.Iterator[str]:
     yield from _positive("model.attention", a, "heads kv_heads head_dim")
     yield from _positive("model.attention", a, "rope_theta window_rope_theta")
     yield from _positive("model.router", r, "experts top_k width")
-    yield from _among("model.attention.kind", a.kind, ATTENTION_KINDS)
-    yield from _among("model.router.kind", r.kind, ROUTER_KINDS)
+    yield from check_kind("model.attention.kind", a.kind, ATTENTION_KINDS)
+    yield from check_kind("model.router.kind", r.kind, ROUTER_KINDS)
     yield from _among("model.router.skip", r.skip, SKIP_RULES)
     yield from _among("model.numerics", model.numerics, NUMERICS)
     yield from _among("model.param_dtype", model.param_dtype, DTYPES)
@@ -284,7 +281,7 @@ def check_model(model: Model) -> typing.Iterator[str]:
             yield f"model.{name} = {value}: outside the vocabulary of {model.vocab_size}"
 
 
-def _among(field: str, value: Any, accepted: Sequence[str]) -> typing.Iterator[str]:
+def _among(field: str, value: Any, accepted: tuple[str, ...]) -> typing.Iterator[str]:
     if not isinstance(value, str):
         yield f"{field} = {value!r}: expected one of {', '.join(accepted)}"
     elif value not in accepted:

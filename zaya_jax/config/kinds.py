@@ -1,38 +1,70 @@
-"""Variation points that a program can add to: a field of the config, and the functions it names.
+"""Variation points: what a field of the config may name, and where that lives.
 
-The config knows the names before the code behind them is imported, so that a mistake is found when
-an experiment is frozen; the room that has the functions keeps them in a `Kinds`.
+A name stands for an object of a module, `module:object`. Any other object is named by that alone:
+a kind of one's own needs no change here (docs/extending.md). The table is text, so that the config
+knows the names without importing the rooms that they lead to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+import functools
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-T = TypeVar("T")
+from zaya_jax.errors import hint
+
+ATTENTION_KINDS = {
+    "cca": "zaya_jax.model.attention.cca:CCA",
+    "gqa": "zaya_jax.model.attention.gqa:GQA",
+    "mha": "zaya_jax.model.attention.gqa:MHA",
+    "mla": "zaya_jax.model.attention.mla:MLA",
+}
+ROUTER_KINDS = {
+    "mlp_eda": "zaya_jax.model.router:mlp_eda",
+    "mlp": "zaya_jax.model.router:mlp",
+    "linear": "zaya_jax.model.router:linear",
+}
+BALANCERS = {
+    "adamw": "zaya_jax.balance:adamw",
+    "pid": "zaya_jax.balance:pid",
+    "sign": "zaya_jax.balance:sign",
+    "none": "zaya_jax.balance:none",
+}
 
 
-class Kinds(dict[str, T]):
-    """What each name of a field stands for.
+def find(kinds: Mapping[str, str], name: str) -> Any:
+    """What a value of a field stands for.
 
     Args:
-      field: dotted path of the field.
-      names: that the config accepts there; `register` adds to this very list.
-      built_in: what they stand for.
+      kinds: the field's table.
+      name: a key of it, or `module:object`.
     """
+    return _load(kinds.get(name, name))
 
-    def __init__(self, field: str, names: list[str], built_in: Mapping[str, T]):
-        super().__init__(built_in)
-        assert set(names) == set(built_in), (field, names)
-        self.field, self.names = field, names
 
-    def register(self, name: str, kind: T) -> None:
-        """Makes `name` a value of the field, for as long as this process runs.
+@functools.cache
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
-        Raises:
-          ValueError: the name is taken. What it stands for may have been compiled already.
-        """
-        if name in self:
-            raise ValueError(f"{self.field} = {name!r} is taken; choose another name")
-        self[name] = kind
-        self.names.append(name)
+
+def check_kind(field: str, name: str, kinds: Mapping[str, str]) -> Iterator[str]:
+    """Yields a message if `name` stands for nothing."""
+    if name in kinds:
+        return
+    module, colon, member = name.partition(":")
+    if not colon:
+        yield f"{field} = {name!r}{hint(name, kinds)}"
+        return
+    try:
+        found = find(kinds, name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that it imports in turn
+        yield f"{field} = {name!r}: there is no module {module!r}; set PYTHONPATH to its folder"
+    except (AttributeError, ValueError):
+        yield f"{field} = {name!r}: the module has no {member!r}; expected module:function"
+    else:
+        if not callable(found):
+            yield f"{field} = {name!r}: expected a function or a class there, found {found!r:.60}"

@@ -1,13 +1,12 @@
-"""The fields of an experiment, their defaults, and the names that some of them take."""
+"""The fields of an experiment, their defaults, and the names that some of them take.
+
+Those of attention kinds, router kinds and balancers are in `zaya_jax.config.kinds`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-# Lists: programs can add to these kinds (see `zaya_jax.config.kinds`).
-ATTENTION_KINDS = ["cca", "gqa", "mha", "mla"]
-ROUTER_KINDS = ["mlp_eda", "mlp", "linear"]
-BALANCERS = ["adamw", "pid", "sign", "none"]
 SKIP_RULES = ("zero", "passthrough", "none")
 NUMERICS = ("training", "reference")
 DTYPES = ("float32", "bfloat16", "float64")

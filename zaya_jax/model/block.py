@@ -10,7 +10,7 @@ from flax import nnx
 
 from pallas_kernels.router import Routing
 from zaya_jax.config import Model
-from zaya_jax.model.attention import KINDS, Tokens
+from zaya_jax.model.attention import Tokens, kind_of
 from zaya_jax.model.attention.cache import LayerCache
 from zaya_jax.model.experts import Experts
 from zaya_jax.model.norm import rms_norm
@@ -51,7 +51,7 @@ class Block(nnx.Module):
             )
 
         self.input_norm = norm("input_layernorm")
-        self.attention = KINDS[model.attention.kind](model, declare, span)
+        self.attention = kind_of(model)(model, declare, span)
         self.attention_residual = ResidualScaling(model, declare, "post_attention_residual_scale")
         self.mlp_norm = norm("post_attention_layernorm")
         self.router = Router(model, declare, first=first)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from zaya_jax.config import Model
-from zaya_jax.model.attention import KINDS
+from zaya_jax.model.attention import kind_of
 from zaya_jax.model.attention.cache import LayerCache
 
 
@@ -40,6 +40,6 @@ class Cache:
 
 def empty(model: Model, batch: int, capacity: int) -> Cache:
     """A cache for `batch` rows of at most `capacity` tokens, in the activation dtype."""
-    kind = KINDS[model.attention.kind]
+    kind = kind_of(model)
     layers = tuple(kind.empty_cache(model, batch, capacity) for _ in range(model.num_layers))
     return Cache(layers, jnp.zeros((batch,), jnp.int32))

@@ -17,8 +17,7 @@ from flax import nnx
 
 from pallas_kernels.router import Routing, Weights, choose, router
 from zaya_jax.config import Model
-from zaya_jax.config.kinds import Kinds
-from zaya_jax.config.schema import ROUTER_KINDS
+from zaya_jax.config.kinds import ROUTER_KINDS, find
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import BalancingBias, Declare, Init, normal, ones, zeros
 
@@ -64,6 +63,11 @@ class Fused:
 Kind = Callable[
     [Param, jax.Array, jax.Array | None, Model], Fused | tuple[jax.Array, jax.Array | None]
 ]
+
+
+def kind_of(model: Model) -> Kind:
+    """What `router.kind` names."""
+    return find(ROUTER_KINDS, model.router.kind)
 
 
 def classes(model: Model) -> int:
@@ -125,11 +129,6 @@ def _out(param: Param, model: Model, width: int, axis: str) -> jax.Array:
     return param("out", shape, axes, hf="router_mlp.out_proj.weight")
 
 
-KINDS: Kinds[Kind] = Kinds(
-    "model.router.kind", ROUTER_KINDS, {"mlp_eda": mlp_eda, "mlp": mlp, "linear": linear}
-)
-
-
 class _Declared(NamedTuple):
     """A parameter that a kind named."""
 
@@ -146,7 +145,7 @@ def _declared(model: Model, *, first: bool) -> list[_Declared]:
     Raises:
       ValueError: a kind that names a parameter twice, or whose logits are not [T, classes].
     """
-    name, found = model.router.kind, dict[str, _Declared]()
+    kind, found = kind_of(model), dict[str, _Declared]()
 
     def param(name, shape, axes, init=None, *, hf=None) -> jax.Array:
         if name in found:
@@ -156,15 +155,15 @@ def _declared(model: Model, *, first: bool) -> list[_Declared]:
 
     def run(x: jax.Array, state: jax.Array | None) -> jax.Array | None:
         """The state for the next layer."""
-        scores = KINDS[name](param, x, state, model)
+        scores = kind(param, x, state, model)
         if isinstance(scores, Fused):
             down = scores.weights.down if scores.carries else None
             return None if down is None else x @ down.astype(x.dtype)
         logits, state = scores
         if logits.shape != (len(x), classes(model)):
             raise ValueError(
-                f"router kind {name!r} gives logits of shape {logits.shape} to {len(x)} tokens; "
-                f"expected {(len(x), classes(model))}: the experts, and the skip class if any"
+                f"router kind {model.router.kind!r} gives logits of shape {logits.shape}; expected "
+                f"{(len(x), classes(model))}: tokens, and experts with the skip class if any"
             )
         return state
 
@@ -221,7 +220,7 @@ class Router(nnx.Module):
             return getattr(self, name)[...]
 
         model, softmax_dtype = self.model, self.numerics.dtype("router_softmax")
-        scores = KINDS[model.router.kind](param, x, state, model)
+        scores = kind_of(model)(param, x, state, model)
         if not isinstance(scores, Fused):
             logits, state = scores
             return choose(

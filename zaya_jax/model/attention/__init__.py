@@ -1,20 +1,17 @@
 """Attention kinds, picked by name: `cca` (ZAYA) and what it is compared with.
 
-A kind is a subclass of `Attention` with a `__call__` and an `empty_cache`; docs/extending.md walks
-through adding one.
+A kind is a subclass of `Attention`; docs/extending.md tells how to add one.
 """
 
 from __future__ import annotations
 
-from zaya_jax.config.kinds import Kinds
-from zaya_jax.config.schema import ATTENTION_KINDS
+from zaya_jax.config import Model
+from zaya_jax.config.kinds import ATTENTION_KINDS, find
 from zaya_jax.model.attention.base import Attention, Tokens
-from zaya_jax.model.attention.cca import CCA
-from zaya_jax.model.attention.gqa import GQA, MHA
-from zaya_jax.model.attention.mla import MLA
 
-__all__ = ["KINDS", "Attention", "Tokens"]
+__all__ = ["Attention", "Tokens", "kind_of"]
 
-KINDS: Kinds[type[Attention]] = Kinds(
-    "model.attention.kind", ATTENTION_KINDS, {"cca": CCA, "gqa": GQA, "mha": MHA, "mla": MLA}
-)
+
+def kind_of(model: Model) -> type[Attention]:
+    """What `attention.kind` names."""
+    return find(ATTENTION_KINDS, model.attention.kind)
