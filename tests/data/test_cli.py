@@ -135,3 +135,19 @@ def test_mistakes_end_with_one_line(config, tmp_path, capsys, options, message):
     error = capsys.readouterr().err
     assert re.search(message, error) and error.startswith("error: ")
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_schedule_is_told_and_recorded(config, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zaya_jax.data.recall.EXAMPLES", 100)
+    record = tmp_path / "data.json"
+    options = [
+        f"--config.data.mixture=(({str(folder)!r}, 1.0), ('recall', 0.0))",
+        "--config.data.mixture_schedule=((3, (1, 3)), (1_000, (0, 1)))",
+    ]
+    assert cli.main(["data", config, *options, "--workers=0", f"--json={record}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"weights from step 3 on: {folder} 0.25, recall 0.75\n" in printed
+    assert f"weights from step 1,000 on: {folder} 0, recall 1\n" in printed
+    assert json.loads(record.read_text())["schedule"] == [[3, [0.25, 0.75]], [1000, [0, 1]]]
+    assert cli.main(["data", config, options[1]]) == 2
+    assert "there is no data.mixture whose weights could change" in capsys.readouterr().err

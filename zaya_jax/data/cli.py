@@ -1,5 +1,8 @@
 """Prepares the data of a config offline: encoded once, to be trained on at any context length.
 
+A source is a file, a folder, or one that is there wherever Python is: stdlib, stdlib-chat,
+stdlib-docs, recall. What is told ends with the weights that data.mixture_schedule brings in.
+
 A preparation that was ended, in whatever way, goes on with what is done when the command is given
 again. Without --out the examples go where training would put them, into data.cache_dir.
 

@@ -25,7 +25,8 @@ from zaya_jax.data.mixture import Batches, join
 from zaya_jax.data.packing import PackedRows
 from zaya_jax.data.plan import PACKINGS
 from zaya_jax.data.readers import Conversation, Document, Record, Rules
-from zaya_jax.data.sources import Survey, read, survey
+from zaya_jax.data.sources import Survey, read
+from zaya_jax.data.surveys import cached_survey
 from zaya_jax.data.tokenizer import Tokenizer, cached_bpe
 
 _SLOW_SECONDS = 2.0
@@ -130,7 +131,7 @@ def _look(data: Data, entries: list[Entry], vocab_size: int, given: str | None) 
     used = _agreed(used, opened, division)
     with _bar(None, "reading") as bar:
         surveys = {
-            entry.source: survey(entry.source, rules, bar.update)
+            entry.source: cached_survey(entry.source, rules, Path(data.cache_dir), bar.update)
             for entry in entries
             if entry.folder is None
         }
