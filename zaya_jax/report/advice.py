@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zaya_jax.report import words
-from zaya_jax.report.arms import short_names
 from zaya_jax.report.content import flat, listed, mean_and_half, plural, setting
-from zaya_jax.report.importance import LEAST, Field
-from zaya_jax.report.spaces import Point
+from zaya_jax.report.importance import GOOD, LEAST, Field
+from zaya_jax.report.spaces import Axis, Point
 from zaya_jax.report.statistics import AGREES, Interval, gain, interval, verdict
 from zaya_jax.report.study import Study
 from zaya_jax.sweep.measures import LESS, MEASURES
 
-CLEAR = 0.3
-"""Rank correlation from which a direction is worth telling."""
 
-
-def of(study: Study, points: Sequence[Point], fields: Sequence[Field]) -> list[str]:
+def of(
+    study: Study, axes: Mapping[str, Axis], points: Sequence[Point], fields: Sequence[Field]
+) -> list[str]:
     """The paragraphs of a search that has at least one value.
 
     Args:
+      axes: of the fields that have several values, by path.
       points: from the best to the worst.
       fields: from the most to the least important.
     """
     return list(filter(None, [
-        _use(study, points),
+        _use(study, axes, points),
         _base(study, points),
-        _mattered(study, points, fields),
+        _mattered(axes, points, fields),
         _beware(study, points),
     ]))  # fmt: skip
 
@@ -47,13 +46,13 @@ def alike(study: Study, points: Sequence[Point]) -> list[Point]:
     return [best, *(p for p in others if verdict(lead(study, best, p)).word != AGREES)]
 
 
-def _use(study: Study, points: Sequence[Point]) -> str:
+def _use(study: Study, axes: Mapping[str, Axis], points: Sequence[Point]) -> str:
     best = points[0]
     seen = interval(best.values)
     assert seen is not None
     title = MEASURES[study.objective].title
     line = (
-        f"Use {_settings(best)} (trial {best.number}): {title} {words.seeded(seen)}"
+        f"Use {_settings(axes, best)} (trial {best.number}): {title} {words.seeded(seen)}"
         f"{f' over {seen.n} seeds' if seen.n > 1 else ''}, the best of {len(points)} trials; "
         f"{words.better(study.objective)} is better."
     )
@@ -62,28 +61,27 @@ def _use(study: Study, points: Sequence[Point]) -> str:
     ahead = lead(study, best, points[1])
     if ahead is None:
         return line
-    by = mean_and_half(ahead)
-    line += f" It is {by} ahead of the runner-up, trial {points[1].number} ({_settings(points[1])})"
+    second = f"trial {points[1].number} ({_settings(axes, points[1])})"
+    line += f" It is {mean_and_half(ahead)} ahead of the runner-up, {second}"
     if ahead.n < 2:
         return line + "; with one seed nobody knows whether that is more than noise."
     if verdict(ahead).word == AGREES:
         return line + ": more than the seeds differ."
     same = alike(study, points)
     line += f": no more than the seeds differ. {_count(len(same), len(points))}"
-    return line + _room(study, same, points)
+    return line + _room(axes, same, points)
 
 
 def _count(same: int, all_: int) -> str:
     if same == all_:
-        return f"None of the {all_} trials can be told from the best at 95%"
+        return f"None of the {all_ - 1} other trials can be told from the best at 95%"
     return f"{same - 1} of the {all_ - 1} other trials cannot be told from the best at 95%"
 
 
-def _room(study: Study, same: Sequence[Point], points: Sequence[Point]) -> str:
+def _room(axes: Mapping[str, Axis], same: Sequence[Point], points: Sequence[Point]) -> str:
     """Which values the trials have that are as good as the best."""
-    short = short_names(study.space)
     said = []
-    for path in study.space:
+    for path, axis in axes.items():
         mine = [point.fields[path] for point in same if path in point.fields]
         tried = [point.fields[path] for point in points if path in point.fields]
         if not mine:
@@ -91,9 +89,9 @@ def _room(study: Study, same: Sequence[Point], points: Sequence[Point]) -> str:
         if all(_is_number(value) for value in tried):
             if min(mine) == min(tried) and max(mine) == max(tried):
                 continue
-            said.append(f"{short[path]} from {setting(min(mine))} to {setting(max(mine))}")
+            said.append(f"{axis.label} from {setting(min(mine))} to {setting(max(mine))}")
         elif len(names := dict.fromkeys(map(setting, mine))) < len(set(map(setting, tried))):
-            said.append(f"{short[path]} {' or '.join(names)}")
+            said.append(f"{axis.label} {' or '.join(names)}")
     return f"; they have {listed(said)}." if said else ", whatever their fields."
 
 
@@ -119,32 +117,38 @@ def _base(study: Study, points: Sequence[Point]) -> str:
     return line + f": no more than the seeds differ; {words.settling(found)}."
 
 
-def _mattered(study: Study, points: Sequence[Point], fields: Sequence[Field]) -> str:
-    short = short_names([field.path for field in fields])
+def _mattered(axes: Mapping[str, Axis], points: Sequence[Point], fields: Sequence[Field]) -> str:
     if len(points) < LEAST:
         return f"With fewer than {LEAST} values nothing is said of which fields matter."
-    ordered = [field for field in fields if field.share is not None]
-    if not ordered:
+    said = [
+        f"{axes[field.path].label} ({field.share:.0%} of the importance"
+        f"{_where(field.path, points)})"
+        for field in fields
+        if field.share is not None
+    ]
+    if not said:
         return ""
-    first = ordered[0]
-    line = f"{short[first.path]} matters most ({first.share:.0%} of the importance"
-    line += f"{_direction(study, first)})"
-    rest = [f"{short[f.path]} ({f.share:.0%}{_direction(study, f)})" for f in ordered[1:]]
-    return f"{line}, then {listed(rest)}." if rest else f"{line}."
+    then = f", then {listed(said[1:])}" if said[1:] else ""
+    return f"What matters most is {said[0]}{then}."
 
 
-def _direction(study: Study, field: Field) -> str:
-    if field.correlation is None or abs(field.correlation) < CLEAR:
+def _where(path: str, points: Sequence[Point]) -> str:
+    """Where the good values of a field lie, if that is not everywhere."""
+    tried: list[Any] = [p.fields.get(path) for p in points]
+    if not all(map(_is_number, tried)):
         return ""
-    helps = (field.correlation < 0) == (MEASURES[study.objective].goal == LESS)
-    return f"; {'larger' if helps else 'smaller'} values tend to be better"
+    good = tried[: math.ceil(GOOD * len(points))]  # they come from the best to the worst
+    low, high = min(good), max(good)
+    if low == min(tried) and high == max(tried):
+        return ""
+    return f"; {setting(low)} to {setting(high)} in the best quarter of the trials"
 
 
 def _beware(study: Study, points: Sequence[Point]) -> str:
     said = []
     for path, leaf in study.space.items():
         value = points[0].fields.get(path)
-        if isinstance(leaf, dict) and _is_number(value):
+        if isinstance(leaf, dict) and isinstance(value, int | float):
             edge = _edge(value, leaf)
             if edge:
                 said.append(f"{path} = {setting(value)} lies at the {edge} of what was searched")
@@ -165,9 +169,10 @@ def _edge(value: float, leaf: dict[str, Any]) -> str:
     return "lower end" if place < 0.05 else "upper end" if place > 0.95 else ""
 
 
-def _settings(point: Point) -> str:
-    short = short_names(point.fields)
-    return ", ".join(f"{short[path]} = {setting(value)}" for path, value in point.fields.items())
+def _settings(axes: Mapping[str, Axis], point: Point) -> str:
+    return ", ".join(
+        f"{axis.label} = {setting(point.fields.get(path))}" for path, axis in axes.items()
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -74,6 +74,10 @@ class Arm:
         """
         return {seed: value.number for seed, value in self.values(measure).items()}
 
+    def unreached(self, measure: str) -> list[int]:
+        """The seeds that never came to what is counted."""
+        return [seed for seed, value in self.values(measure).items() if not value.reached]
+
     def interval(self, measure: str) -> Interval | None:
         """Mean over seeds and its 95% interval; None where no run has a number."""
         return interval(x for x in self.numbers(measure).values() if x is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from zaya_jax.report.figures import marks
 from zaya_jax.report.statistics import Interval
 
 LINE_STYLES = ("-", "--", "-.", ":")
+SETTLED = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ def bands(
     y: str,
     limit: float | None = None,
     whole: bool = False,
+    fall: bool = False,
 ) -> str:
     """A line with a band for each arm; None is an arm that keeps its colour and has no line.
 
@@ -46,6 +48,8 @@ def bands(
       x, y: labels of the axes.
       limit: where a dotted line is drawn.
       whole: x are whole numbers from 0, each with a dot.
+      fall: the y axis ends at what is reached after `SETTLED` of x, for curves that fall steeply
+        at first and are to be told apart at the end.
     """
 
     def draw(axes: Axes) -> None:
@@ -58,6 +62,8 @@ def bands(
             dots: dict[str, Any] = {"marker": "o", "markersize": 3} if whole else {}
             (line,) = axes.plot(band.x, np.nanmean(band.values, 0), label=arm, **look, **dots)
             tip(line, arm)
+        if fall:
+            axes.set_ylim(_late(arms, axes.get_ylim()))
         if limit is not None:
             axes.axhline(limit, color=INK, linewidth=0.6, linestyle=":")
         axes.set(xlabel=x, ylabel=y)
@@ -67,6 +73,15 @@ def bands(
         legend(axes, list(arms))
 
     return figure(name, draw, height=3.1 + 0.17 * max(_rows(list(arms)) - 2, 0))
+
+
+def _late(arms: Mapping[str, Band | None], limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits of y that hold what comes after `SETTLED` of x."""
+    known = [band for band in arms.values() if band is not None]
+    start = SETTLED * max(band.x[-1] for band in known)
+    late = np.concatenate([band.values[:, band.x >= start].ravel() for band in known])
+    low, high = float(np.min(late)), float(np.max(late))
+    return (low - 0.08 * (high - low), high + 0.08 * (high - low)) if high > low else limits
 
 
 def _rows(names: Sequence[str]) -> int:
@@ -92,9 +107,8 @@ def legend(axes: Axes, names: Sequence[str]) -> None:
 
 def intervals(
     name: str,
-    arms: Mapping[str, tuple[Interval | None, Mapping[int, float | None]]],
+    arms: Mapping[str, tuple[Interval | None, Mapping[int, float | None], Collection[int]]],
     label: str,
-    zero: bool = False,
 ) -> str:
     """A row for each arm: mean and 95% interval in colour, each seed a small ring.
 
@@ -102,22 +116,23 @@ def intervals(
     of the seeds is drawn.
 
     Args:
-      arms: by name, the interval and the values by seed; None is a value that is not known.
-      zero: a line at 0, for differences.
+      arms: by name, the interval, the values by seed (None is not known), and the seeds whose
+        true value is larger: arrows for rings.
     """
-    seen = [v for _, values in arms.values() for v in values.values() if v is not None]
+    seen = [v for _, values, _ in arms.values() for v in values.values() if v is not None]
     reach = 1.5 * (max(seen) - min(seen) or abs(seen[0]) * 0.01 or 1.0) if seen else 1.0
     left, right = (min(seen) - reach, max(seen) + reach) if seen else (0.0, 1.0)
 
     def draw(axes: Axes) -> None:
-        for position, (arm, (found, values)) in enumerate(arms.items()):
+        for position, (arm, (found, values, larger)) in enumerate(arms.items()):
             colour = style(position)["color"]
             known = {seed: value for seed, value in values.items() if value is not None}
             for seed, value in known.items():
+                mark, said = (">", "more than ") if seed in larger else ("o", "")
                 (ring,) = axes.plot(
-                    value, position + 0.22, "o", ms=4, mfc="none", mec=colour, mew=0.9
+                    value, position + 0.22, mark, ms=4, mfc="none", mec=colour, mew=0.9
                 )
-                tip(ring, f"{arm}, seed {seed}: {text(float(value))}")
+                tip(ring, f"{arm}, seed {seed}: {said}{text(float(value))}")
             if found is None:
                 axes.text(
                     0.5, position, "no number", transform=axes.get_yaxis_transform(),
@@ -131,8 +146,6 @@ def intervals(
                     axes.plot(end, position, mark if end != whole else "|", ms=6, color=colour)
             (dot,) = axes.plot(found.mean, position, "o", ms=6, color=colour)
             tip(dot, f"{arm}: {text(found)}")
-        if zero:
-            axes.axvline(0, color=INK, linewidth=0.6, linestyle=":")
         axes.set_yticks(range(len(arms)), list(arms))
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.set_xlabel(label)

@@ -109,7 +109,7 @@ def _page(
         title,
         [*shown, *(Text(line, "warning") for line in dict.fromkeys(warnings))],
         [
-            Section("Claims", _claims(verdicts), summary=True),
+            Section("Claims", _claims(verdicts, arms), summary=True),
             Section("The arms", list(_measured(arms, measures)), summary=True),
             Section("Differences to the first arm", _differences(arms, measures)),
             Section("Loss, balance and depth", list(sections.curves({a.name: a for a in arms}))),
@@ -140,14 +140,14 @@ def _verdict(claim: Claim, arms: Sequence[Arm]) -> Verdict:
     return arms_lib.compare(named[claim.better], named[claim.worse], claim.measure)
 
 
-def _claims(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[Part]:
+def _claims(verdicts: Sequence[tuple[Claim, Verdict]], arms: Sequence[Arm]) -> list[Part]:
     if not verdicts:
         return []
     rows = [
         (
             words.claim(claim.measure, claim.better, claim.worse),
             Badge(found.word, TONES[found.word]),
-            words.evidence(found, claim.measure),
+            words.evidence(found, claim.measure) + _unreached(claim, arms),
             claim.source,
         )
         for claim, found in verdicts
@@ -161,6 +161,14 @@ def _claims(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[Part]:
         Table(rows, ("claim", "verdict", "what the runs say", "who says so")),
         Text(note, "note"),
     ]
+
+
+def _unreached(claim: Claim, arms: Sequence[Arm]) -> str:
+    """How a claim's arms were compared that did not come to what is counted."""
+    named = [arm for arm in arms if arm.name in (claim.better, claim.worse)]
+    if claim.measure in MEASURES and any(arm.unreached(claim.measure) for arm in named):
+        return " (where it was never reached, the last step counts)"
+    return ""
 
 
 def _measured(arms: Sequence[Arm], measures: Sequence[str]) -> Iterator[Part]:
@@ -179,7 +187,10 @@ def _measured(arms: Sequence[Arm], measures: Sequence[str]) -> Iterator[Part]:
     )
     for name in measures:
         if _known(arms, name):
-            shown = {arm.name: (arm.interval(name), arm.numbers(name)) for arm in arms}
+            shown = {
+                arm.name: (arm.interval(name), arm.numbers(name), arm.unreached(name))
+                for arm in arms
+            }
             about = MEASURES[name]
             yield Figure(
                 _capital(about.title),
@@ -206,8 +217,8 @@ def _differences(arms: Sequence[Arm], measures: Sequence[str]) -> list[Part]:
             row.append(Badge(said, tone) if tone else said)
         rows.append(row)
     note = (
-        f"Arm minus {first.name}, paired by seed, with its 95% interval. Coloured and bold where "
-        "the interval excludes zero: green is better, red is worse."
+        f"Arm minus {first.name}, paired by seed, with its 95% interval. Bold where the interval "
+        "excludes zero: green on this page is better, red is worse."
     )
     return [Table(rows, ["arm", *(words.measure(name) for name in measures)]), Text(note, "note")]
 

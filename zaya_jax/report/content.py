@@ -150,9 +150,11 @@ def mean_and_half(x: Interval, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if not math.isfinite(x.half):
         return f"{x.mean:{sign},.4g}" if abs(x.mean) < 1e4 else f"{x.mean:{sign},.0f}"
+    if not x.half:
+        return f"{x.mean:{sign},.6g} ± 0"
     # The digits of a mean much larger than its spread are worth nothing beyond float32's.
     finest = max(x.half, abs(x.mean) * 1e-6)
-    digits = 4 if not finest else min(max(1 - math.floor(math.log10(finest)), 0), 8)
+    digits = min(max(1 - math.floor(math.log10(finest)), 0), 8)
     return f"{x.mean:{sign},.{digits}f} ± {x.half:.{digits}f}"
 
 

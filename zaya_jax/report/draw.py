@@ -24,6 +24,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 INK = "#1b1f24"
+PAPER = "#fffffe"  # no figure has it by chance
 # On a light page, and on a dark one.
 LINES = {
     "#2563eb": "#60a5fa",
@@ -46,7 +47,8 @@ SCALE = {
 }
 STEPS = tuple(SCALE)
 _VARIABLES = {
-    light: (f"--z{number}", dark) for number, (light, dark) in enumerate((LINES | SCALE).items())
+    light: (f"--z{number}", dark)
+    for number, (light, dark) in enumerate(({PAPER: "#14171a"} | LINES | SCALE).items())
 }
 STYLE = "".join(
     f"{name}: light-dark({light}, {dark}); " for light, (name, dark) in _VARIABLES.items()
@@ -106,7 +108,7 @@ def canvas(
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Matplotlib numbers its groups from 1 in every figure: ids that nothing refers to.
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
-    svg = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", svg)
+    svg = re.sub(rf"""<g id=(["']){_TIP}(.*?)\1>""", r"<g><title>\2</title>", svg, flags=re.DOTALL)
     # Sized by the page: the width and height in points give way to the viewBox.
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     label = rf'\1 role="img" aria-label="{html.escape(name)}"'

@@ -40,7 +40,7 @@ td, th { text-align: left; padding: .28rem 1.2rem .28rem 0; vertical-align: top;
 thead th { font-weight: 600; vertical-align: bottom; font-size: .875rem; line-height: 1.3; }
 .rows td, .rows th { white-space: nowrap; }
 .rows td.long, .rows th.long { white-space: normal; min-width: 16rem; }
-.rows thead th { white-space: normal; min-width: 5.5rem; }
+.rows thead th { white-space: normal; max-width: 12rem; min-width: 4rem; }
 .names td { overflow-wrap: anywhere; }
 .names th { width: 18rem; max-width: 45vw; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: .7rem; border-radius: .4rem; font-size: .85rem; margin: .4rem 0;

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from zaya_jax.report.spaces import Axis, Point
 from zaya_jax.report.statistics import rank_correlation
+from zaya_jax.sweep.measures import LESS
 
 LEAST = 8
 """Complete trials below which a share of importance says nothing."""
@@ -71,7 +72,7 @@ def _shares(axes: Mapping[str, Axis], points: Sequence[Point], goal: str) -> dic
     there = {path: axis for path, axis in axes.items() if _varies(axis, path, points)}
     if not there:
         return {}
-    study = optuna.create_study(direction=goal)
+    study = optuna.create_study(direction="minimize" if goal == LESS else "maximize")
     for point in points:
         places = {path: axis.place(point.fields.get(path)) for path, axis in there.items()}
         if any(math.isnan(place) for place in places.values()):

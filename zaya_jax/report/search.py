@@ -37,7 +37,7 @@ def of_study(study: Study) -> Page:
     measure = study.objective
     found = importance.of(axes, points, MEASURES[measure].goal) if points else []
     about = study.settings["about"]
-    told = advice.of(study, points, found) if points else ["No trial has a value yet."]
+    told = advice.of(study, axes, points, found) if points else ["No trial has a value yet."]
     arms = {point.number: study.arms.get(point.number) for point in points}
     counted = [arm for arm in arms.values() if arm is not None]
     warnings = [*study.problems, *sections.unlike(counted)]
@@ -49,8 +49,8 @@ def of_study(study: Study) -> Page:
             *(Text(line, "warning") for line in warnings),
         ],
         [
-            Section("The best trials", _best(study, points), summary=True),
-            Section("All trials with a value", list(_space(study, axes, points))),
+            Section("The best trials", _best(study, axes, points), summary=True),
+            Section("All trials with a value", list(_space(study, axes, points, found))),
             Section("What the fields do", list(_fields(study, axes, points, found))),
             Section("The best, the median and the worst trial", list(_curves(study, points))),
             Section("What was searched", _searched(study)),
@@ -77,7 +77,8 @@ def ranked(study: Study) -> list[Point]:
 
 
 def axes_of(study: Study, points: Sequence[Point]) -> dict[str, Axis]:
-    """An axis for every field of the space, and for what else the trials differ in."""
+    """An axis for every field of the space, and for what else the trials differ in; none for a
+    field that has a single value."""
     space = study.space
     paths = dict.fromkeys([*space, *(path for point in points for path in point.fields)])
     short = short_names(paths)
@@ -89,19 +90,24 @@ def axes_of(study: Study, points: Sequence[Point]) -> dict[str, Axis]:
             found[path] = Axis(short[path], None, float(leaf["low"]), float(leaf["high"]), log)
         else:
             values = leaf or [point.fields.get(path) for point in points]
-            found[path] = Axis(short[path], tuple(dict.fromkeys(map(setting, values))))
+            names = tuple(dict.fromkeys(map(setting, values)))
+            if len(names) > 1:
+                found[path] = Axis(short[path], names)
     return found
 
 
-def _best(study: Study, points: Sequence[Point]) -> list[Part]:
+def _best(study: Study, axes: Mapping[str, Axis], points: Sequence[Point]) -> list[Part]:
     if not points:
         return []
-    paths = list(dict.fromkeys(path for point in points for path in point.fields))
-    short = short_names(paths)
     further = [name for name in study.measures if name != study.objective]
-    head = ["rank", "trial", *(short[path] for path in paths), words.measure(study.objective)]
+    head = [
+        "rank",
+        "trial",
+        *(axis.label for axis in axes.values()),
+        words.measure(study.objective),
+    ]
     head += ["behind the best, by seed", *map(words.measure, further)]
-    rows = []
+    rows: list[list[Any]] = []
     for rank, point in enumerate(points[:TABLE]):
         arm = study.arms.get(point.number)
         seen = interval(point.values)
@@ -109,22 +115,21 @@ def _best(study: Study, points: Sequence[Point]) -> list[Part]:
             [
                 rank + 1,
                 str(point.number),
-                *(setting(point.fields.get(path)) for path in paths),
+                *(setting(point.fields.get(path)) for path in axes),
                 words.seeded(seen) if seen else "",
                 _behind(study, points[0], point) if rank else "",
                 *(words.measured(arm, name) if arm else "no run" for name in further),
             ]
         )
     command = next((t.command for t in study.trials if t.number == points[0].number), "")
-    return [
-        Table(rows, head),
-        Text(
-            "Mean and 95% interval over seeds; the difference to the best trial is paired by seed, "
-            "and where its interval reaches zero the two cannot be told apart.",
-            "note",
-        ),
-        *([Text("The best one, to be run by itself:"), Code(command)] if command else []),
-    ]
+    note = (
+        "Mean and 95% interval over seeds; the difference to the best trial is paired by seed, and "
+        "where its interval reaches zero the two cannot be told apart."
+    )
+    parts: list[Part] = [Table(rows, head), Text(note, "note")]
+    if command:
+        parts += [Text("The best one, to be run by itself:"), Code(command)]
+    return parts
 
 
 def _behind(study: Study, best: Point, point: Point) -> str:
@@ -132,7 +137,12 @@ def _behind(study: Study, best: Point, point: Point) -> str:
     return mean_and_half(gain, signed=True) if gain else "no number"
 
 
-def _space(study: Study, axes: Mapping[str, Axis], points: Sequence[Point]) -> Iterator[Part]:
+def _space(
+    study: Study,
+    axes: Mapping[str, Axis],
+    points: Sequence[Point],
+    found: Sequence[importance.Field],
+) -> Iterator[Part]:
     if not points:
         return
     objective = MEASURES[study.objective].title
@@ -151,6 +161,14 @@ def _space(study: Study, axes: Mapping[str, Axis], points: Sequence[Point]) -> I
         spaces.history(objective, points, lost, goal),
         "Trials in the order they were drawn; crosses came to no value.",
     )
+    shares = {axes[f.path].label: f.share for f in found if f.share is not None}
+    if shares:
+        yield Figure(
+            "Importance",
+            spaces.importances(shares),
+            "PED-ANOVA: how much a field's values among the best quarter of the trials differ from "
+            "those among all.",
+        )
 
 
 def _fields(
@@ -159,17 +177,6 @@ def _fields(
     points: Sequence[Point],
     found: Sequence[importance.Field],
 ) -> Iterator[Part]:
-    if not points:
-        return
-    short = short_names(axes)
-    shares = {short[f.path]: f.share for f in found if f.share is not None}
-    if shares:
-        yield Figure(
-            "Importance",
-            spaces.importances(shares),
-            "PED-ANOVA: how much a field's values among the best quarter of the trials differ from "
-            "those among all.",
-        )
     for field in found:
         note = "Mean over seeds, and from the smallest to the largest of them."
         if field.correlation is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.report.arms import Arm, band, over_steps
-from zaya_jax.report.bands import Band, bands
+from zaya_jax.report.bands import SETTLED, Band, bands
 from zaya_jax.report.content import Code, Figure, Part, Section, Table, Text, fields, flat, setting
 from zaya_jax.report.figures import smooth
 from zaya_jax.report.page import place as ran_on
@@ -19,18 +19,19 @@ from zaya_jax.report.run import Run, column
 from zaya_jax.report.statistics import Interval
 from zaya_jax.report.study import Study
 
+CUT = f"The axis ends at what is reached after {SETTLED:.0%} of the steps."
+LINE_AND_BAND = f"Line: mean over seeds; band: from the smallest to the largest of them. {CUT}"
+
 
 def curves(arms: Mapping[str, Arm]) -> Iterator[Figure]:
     """Curves of arms over steps and depth; arms that lack one are left out of it."""
-    yield from _drawn(
-        arms, "Held-out loss", "heldout_loss", "nats per token",
-        "Line: mean over seeds; band: from the smallest to the largest of them.",
-    )  # fmt: skip
-    found = {name: band(arm, _smooth_loss) for name, arm in arms.items()}
-    if any(found.values()):
-        yield Figure(
-            "Training loss", bands("training loss", found, "step", "nats per target"), "Smoothed."
-        )
+    for title, y, curve, note in (
+        ("Held-out loss", "nats per token", over_steps("heldout_loss"), LINE_AND_BAND),
+        ("Training loss", "nats per target", _smooth_loss, f"Smoothed. {CUT}"),
+    ):
+        found = {name: band(arm, curve) for name, arm in arms.items()}
+        if any(found.values()):
+            yield Figure(title, bands(title.lower(), found, "step", y, fall=True), note)
     yield from _drawn(
         arms, "Load entropy", "load_entropy", "entropy of loads / log E",
         "Of a training batch, mean of the layers; 1 is a perfect balance.", limit=1.0,
@@ -121,6 +122,8 @@ def _lost(study: Study) -> list[Part]:
             trial.reason or ("the objective has no number" if trial.state == "complete" else ""),
         )
         for trial in study.lost
+        # An arm that never reached its objective is told of among the arms.
+        if trial.state != "complete" or study.settings["search"] != "arms"
     ]
     return [Table(rows, ("trial", "what", "state", "why"))] if rows else []
 
@@ -131,7 +134,7 @@ def _commands(study: Study) -> Iterator[Part]:
         yield Code("\n".join(dict.fromkeys(str(s.get("command", "?")) for s in study.starts)))
     trials = [trial for trial in study.trials if trial.command]
     if trials:
-        yield Text("Each trial, under its first seed; `--workdir=DIR` is to be added.", "note")
+        yield Text("Each trial, under its first seed; it wants a --workdir of its own.", "note")
         yield Code("\n".join(f"{trial.command}  # {trial.number}" for trial in trials))
 
 
@@ -158,7 +161,7 @@ def in_numbers(arm: Arm, measure: str) -> dict[str, Any]:
     return {
         **(plain(arm.interval(measure)) or {}),
         "values": {str(seed): value.number for seed, value in values.items()},
-        "not reached": [seed for seed, value in values.items() if not value.reached],
+        "not reached": arm.unreached(measure),
     }
 
 

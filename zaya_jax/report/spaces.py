@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
+from zaya_jax.report.bands import legend
 from zaya_jax.report.content import setting, text
-from zaya_jax.report.draw import COLOURS, INK, STEPS, WIDE, figure, tip
+from zaya_jax.report.draw import COLOURS, INK, PAPER, STEPS, WIDE, figure, tip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,10 @@ def parallel(
             axes.axvline(position, color=INK, linewidth=0.8)
             for place, label in zip(*axis.ticks(), strict=True):
                 axes.plot([position - 0.012, position], [place] * 2, color=INK, linewidth=0.8)
-                axes.text(position - 0.022, place, label, ha="right", va="center", fontsize=9)
+                axes.text(
+                    position - 0.022, place, label, ha="right", va="center", fontsize=9,
+                    zorder=5, bbox={"fc": PAPER, "ec": "none", "pad": 0.8, "alpha": 0.85},
+                )  # fmt: skip
         labels = [f"{axis.label}{' (log)' if axis.log else ''}" for axis in axes_of.values()]
         axes.set_xticks(range(len(labels) + 1), [*labels, objective.label], fontweight="bold")
         axes.xaxis.tick_top()
@@ -185,7 +189,7 @@ def history(objective: str, points: Sequence[Point], lost: Sequence[int], goal: 
             )  # fmt: skip
         axes.set(xlabel="trial", ylabel=objective)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
+        legend(axes, ["best so far", "no value"])
 
     return figure("history of the search", draw, height=2.9)
 
@@ -200,6 +204,7 @@ def importances(shares: Mapping[str, float]) -> str:
             axes.text(shares[name] + 0.015, place, f"{shares[name]:.0%}", va="center", fontsize=9)
         axes.invert_yaxis()
         axes.set(xlim=(0, 1.08), xlabel="share of the importance")
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.tick_params(axis="y", length=0)
 
     return figure("importance of the fields", draw, height=0.9 + 0.34 * max(len(shares), 2))

@@ -32,7 +32,7 @@ def better(name: str) -> str:
 def measured(arm: Arm, name: str) -> str:
     """Mean and interval of an arm, or why there is none."""
     values = arm.values(name)
-    never = sum(not value.reached for value in values.values())
+    never = len(arm.unreached(name))
     found = arm.interval(name)
     if found is None:
         return "no number"
