@@ -34,7 +34,7 @@ from zaya_jax.config.schema import (
     Router,
     Train,
 )
-from zaya_jax.config.sweep import Pruning, Range, Sweep, arms, space
+from zaya_jax.config.sweep import Pruning, Range, Sweep, arms, nested, space
 from zaya_jax.config.sweep_checks import check_sweep
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "freeze_sweep",
     "from_dict",
     "left_open",
+    "nested",
     "open_model",
     "space",
     "sweep_from_dict",
@@ -95,10 +96,16 @@ def to_config_dict(experiment: Experiment | Sweep) -> ml_collections.ConfigDict:
 
 
 def _in_order(section: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Nested data in the order it is written in: that of a sweep's arms means something."""
+    """Arms, or a space, in the order in which they are written, which is that of their trials.
+
+    A flag may set values where there was a range, and the other way round.
+    """
     config = ml_collections.ConfigDict(sort_keys=False)
     for name, value in section.items():
-        config[name] = _in_order(value) if isinstance(value, Mapping) else value
+        if isinstance(value, list | tuple) or (isinstance(value, Mapping) and "low" in value):
+            config[name] = config_dict.FieldReference(value, field_type=object)
+        else:
+            config[name] = _in_order(value) if isinstance(value, Mapping) else value
     return config
 
 

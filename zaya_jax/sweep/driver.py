@@ -21,7 +21,7 @@ from zaya_jax.sweep import draw, plan, record
 from zaya_jax.sweep.board import Board
 from zaya_jax.sweep.executors import Executor
 from zaya_jax.sweep.record import Trial
-from zaya_jax.sweep.study import Outcome, Study, check_same, draw_of, outcome_of
+from zaya_jax.sweep.study import Outcome, Study, check_same
 from zaya_jax.sweep.supervise import Task
 from zaya_jax.train import interrupt, workdir
 
@@ -134,7 +134,7 @@ class _Driver:
         self.program, self.board, self.study, self.request = program, board, study, request
         self.trials: dict[int, Trial] = {}
         self.left = True  # something is not done yet
-        for number in range(len(study.trials())):
+        for number in range(len(study.draws)):
             self._note(number)
         self.board.begin(self.records())
 
@@ -145,12 +145,11 @@ class _Driver:
     def batch(self, numbers: range) -> bool:
         """Draws, runs and tells the trials of a batch; whether it came to its end."""
         for number in numbers:
-            if number >= len(self.study.trials()):
-                self.study.draw(number)
+            if number >= len(self.study.draws):
+                self.study.draw()
             self._note(number)
         record.write_trials(self.folder, self.records())
-        drawn = self.study.trials()
-        outcomes = self._outcomes([n for n in numbers if outcome_of(drawn[n]) is None], numbers)
+        outcomes = self._outcomes([n for n in numbers if n not in self.study.outcomes], numbers)
         if any(outcome.state == "stopped" for outcome in outcomes.values()):
             return False
         self.left = numbers.stop < draw.total(self.sweep)
@@ -196,10 +195,9 @@ class _Driver:
         Raises:
           ConfigError: its fields make no experiment.
         """
-        sweep, drawn = self.sweep, self.study.trials()
-        earlier = [outcome_of(trial) for trial in drawn[: batch.start]]
-        complete = [outcome for outcome in earlier if outcome and outcome.state == "complete"]
-        fields = draw_of(drawn[number]).fields
+        sweep, fields = self.sweep, self.study.draws[number].fields
+        earlier = [self.study.outcomes[n] for n in range(batch.start)]
+        complete = [outcome for outcome in earlier if outcome.state == "complete"]
         return Task(
             number,
             self.folder,
@@ -212,8 +210,7 @@ class _Driver:
 
     def _note(self, number: int, outcome: Outcome | None = None, state: str = "waiting") -> None:
         """Writes the record of a trial anew, and tells of one that ended."""
-        trial = self.study.trials()[number]
-        drawn, known = draw_of(trial), outcome or outcome_of(trial)
+        drawn, known = self.study.draws[number], outcome or self.study.outcomes.get(number)
         if known is None or known.state == "stopped":
             known = Outcome(state, seconds=known.seconds if known else 0.0)
         old = self.trials.get(number)

@@ -73,6 +73,10 @@ class Study:
     Args:
       folder: the sweep's directory.
 
+    Attributes:
+      draws: of all trials that were drawn, by number.
+      outcomes: by number, as far as they were told.
+
     Raises:
       UserError: what is there is of another sweep, or cannot be read.
     """
@@ -94,14 +98,14 @@ class Study:
             check_same(sweep, there, folder)
         self._study.set_user_attr(SWEEP, to_dict(sweep))
         self._id = self._storage.get_study_id_from_name(NAME)
+        trials = self._study.get_trials(deepcopy=False)
+        self.draws = [_draw_of(trial) for trial in trials]
+        self.outcomes = {t.number: _outcome_of(t) for t in trials if t.state.is_finished()}
 
-    def trials(self) -> list[FrozenTrial]:
-        """All that were drawn, by number."""
-        return self._study.get_trials(deepcopy=False)
-
-    def draw(self, number: int) -> None:
-        """Draws the trial of a number and writes it down; it must be the next one."""
-        found = draw_lib.draw(self._sweep, number, self.trials())
+    def draw(self) -> None:
+        """Draws the next trial and writes it down."""
+        number = len(self.draws)
+        found = draw_lib.draw(self._sweep, number, self._study.get_trials(deepcopy=False))
         self._study.add_trial(
             optuna.trial.create_trial(
                 state=TrialState.RUNNING,
@@ -110,19 +114,22 @@ class Study:
                 user_attrs={"draw": dataclasses.asdict(found)},
             )
         )
+        self.draws.append(found)
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """Writes down what came of a trial; that is final."""
         trial = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
         self._storage.set_trial_user_attr(trial, "outcome", dataclasses.asdict(outcome))
-        for i, seed in enumerate(self._sweep.seeds):
-            for step, value in outcome.points.get(seed, ()):
-                self._storage.set_trial_intermediate_value(trial, i * STRIDE + step, value)
+        if self._sweep.pruning.kind != "none":  # of use to a sampler only where trials are pruned
+            for i, seed in enumerate(self._sweep.seeds):
+                for step, value in outcome.points.get(seed, ()):
+                    self._storage.set_trial_intermediate_value(trial, i * STRIDE + step, value)
         state = _STATES[outcome.state]
         worst = -math.inf if self._study.direction.name == "MAXIMIZE" else math.inf
         # A trial whose runs never came to what is measured is the worst, and a search is to know.
         value = worst if outcome.value is None else outcome.value
         self._study.tell(number, value if state is TrialState.COMPLETE else None, state)
+        self.outcomes[number] = outcome
 
     def close(self) -> None:
         """Gives the file back."""
@@ -130,16 +137,14 @@ class Study:
         self._storage.engine.dispose()
 
 
-def draw_of(trial: FrozenTrial) -> Draw:
-    """What was drawn, with lists where the config has tuples."""
+def _draw_of(trial: FrozenTrial) -> Draw:
+    """What was drawn, with tuples where JSON has lists."""
     found = Draw(**trial.user_attrs["draw"])
     return dataclasses.replace(found, fields={k: tuples(v) for k, v in found.fields.items()})
 
 
-def outcome_of(trial: FrozenTrial) -> Outcome | None:
-    """What came of a trial, if that was told."""
-    if not trial.state.is_finished():
-        return None
+def _outcome_of(trial: FrozenTrial) -> Outcome:
+    """What came of a trial that was told."""
     found: dict[str, Any] = dict(trial.user_attrs["outcome"])
     for name in ("values", "points"):
         found[name] = {int(seed): value for seed, value in found[name].items()}

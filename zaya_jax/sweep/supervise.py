@@ -171,7 +171,7 @@ def _start(
 ) -> subprocess.Popen:
     """Starts a run in a session of its own: Ctrl-C is for the sweep, which passes it on."""
     train = ["train", f"--config={_nearest(ROOT / plan.SAVED)}:{config}", f"--workdir={folder}"]
-    child_script = [sys.executable, str(Path(child.__file__)), str(os.getpid())]
+    child_script = [sys.executable, "-IS", str(Path(child.__file__)), str(os.getpid())]
     with log.open("ab") as output:
         return subprocess.Popen(
             [*child_script, *task.program, *train],
@@ -201,14 +201,18 @@ def _watch(task: Task, seed: int, folder: Path, process: subprocess.Popen, wait:
     """
     file, size = folder / workdir.METRICS, 0
     looks = task.pruning.kind != "none" and bool(task.others[seed])
-    while process.poll() is None:
-        if wait(LOOK_SECONDS):
+    while True:
+        try:
+            process.wait(LOOK_SECONDS)
+            return False
+        except subprocess.TimeoutExpired:
+            pass
+        if wait(0):
             raise Stopped
         if looks and file.exists() and file.stat().st_size != size:
             size = file.stat().st_size
             if _is_behind(task, seed, folder):
                 return True
-    return False
 
 
 def _is_behind(task: Task, seed: int, folder: Path) -> bool:

@@ -1,0 +1,234 @@
+"""Sweeps that are whole, stopped or have bad trials come to the right record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.sweep.fakes import GAINS, Run, behaves, make, same, starts
+from zaya_jax.config import Pruning, to_dict
+from zaya_jax.errors import UserError
+from zaya_jax.sweep import driver, record, supervise
+from zaya_jax.train import workdir
+
+
+def source(kind):
+    """The fields of an arm whose runs behave as said."""
+    return {"data": {"source": kind}}
+
+
+def test_every_arm_runs_under_every_seed(tmp_path):
+    arms = {"none": {}, "low": {"balance": {"ki": 1e-3}}, "high": {"balance": {"ki": 1.0}}}
+    sweep = make(arms=arms)
+    run = Run(sweep, tmp_path)
+    assert run.result.interrupted is None
+    assert run.states == dict.fromkeys(["none", "low", "high"], "complete")
+    assert [trial.name for trial in run.trials] == ["none", "low", "high"]
+    for trial in run.trials:
+        assert list(trial.values) == ["0", "1"]
+        assert trial.value == pytest.approx(sum(trial.values.values()) / 2)
+        assert trial.seconds == 6.0  # 3 a run, as the fake says
+    assert run.trials[2].fields == {"balance.ki": 1.0}
+    assert record.read_trials(tmp_path) == run.trials
+    config = json.loads((tmp_path / "trials/002/seed-1/config.json").read_text())
+    assert (config["balance"]["ki"], config["train"]["seed"]) == (1.0, 1)
+
+    assert Run(sweep, tmp_path).trials == run.trials
+    assert starts(tmp_path, 0, 0) == 1  # what is done is not done again
+
+
+def test_a_bad_trial_is_its_own_affair(tmp_path):
+    arms = {
+        "good": {},
+        "failing": source("fail"),
+        "impossible": {"model": {"attention": {"heads": 3}}},
+        "killed once": source("killed:1"),
+        "killed always": source("killed:99"),
+    }
+    run = Run(make(arms=arms), tmp_path)
+    assert run.states == {
+        "good": "complete",
+        "failing": "failed",
+        "impossible": "invalid",
+        "killed once": "complete",
+        "killed always": "failed",
+    }
+    reasons = {trial.name: trial.reason for trial in run.trials}
+    assert reasons["failing"] == (
+        "seed 0, exit status 2: error: data.source = 'fail': no such file\n  give another"
+    )
+    assert "heads = 3: not a multiple of kv_heads = 2" in reasons["impossible"]
+    assert "ended from outside 3 times, at last by SIGKILL" in reasons["killed always"]
+    assert starts(tmp_path, 4, 0) == 1 + supervise.RESTARTS
+    assert not record.folder_of(tmp_path, 4, 1).exists()  # a trial ends with its first bad run
+    assert "trial 1 failing: failed" in run.text.getvalue()
+
+
+def test_a_failed_trial_is_tried_again_unless_others_were_drawn_knowing_it(tmp_path):
+    sweep = make(arms={"a": source("fail"), "b": {}}, seeds=(0,))
+    for _ in range(2):
+        assert Run(sweep, tmp_path / "arms").states == {"a": "failed", "b": "complete"}
+    assert [starts(tmp_path / "arms", n, 0) for n in range(2)] == [2, 1]
+
+    search = make(behaves("fail"), search="tpe", space=GAINS, trials=4, at_once=2)
+    for _ in range(2):
+        assert {trial.state for trial in Run(search, tmp_path / "tpe").trials} == {"failed"}
+    assert [starts(tmp_path / "tpe", n, 0) for n in range(4)] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("search", ["grid", "tpe"])
+def test_workers_have_no_say_in_what_comes_out(search, tmp_path):
+    space = {"balance": {"kp": (0.1, 0.5), "ki": (0.01, 0.1, 0.2)}} if search == "grid" else GAINS
+    sweep = make(search=search, space=space, trials=6, at_once=3)
+    one, four = Run(sweep, tmp_path / "1", 1), Run(sweep, tmp_path / "4", 4)
+    assert same(one.trials) == same(four.trials)
+    assert len({trial.name for trial in one.trials}) == 6
+    assert len({trial.value for trial in one.trials}) == 6
+
+
+def test_more_trials_go_on_as_if_they_had_been_asked_for_at_once(tmp_path):
+    def sweep(trials):
+        return make(search="tpe", space=GAINS, trials=trials, at_once=4, seeds=(0,))
+
+    Run(sweep(14), tmp_path / "parts", 4)
+    parts, one = Run(sweep(18), tmp_path / "parts", 4), Run(sweep(18), tmp_path / "one", 4)
+    assert same(parts.trials) == same(one.trials)
+    assert starts(tmp_path / "parts", 13, 0) == 1
+
+
+def test_pruning_depends_on_values_not_on_when_somebody_looked(tmp_path):
+    """In the grid's order gains get worse: the median prunes all but the first batch."""
+    space = {"balance": {"ki": (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.8, 1.0)}}
+    sweep = make(search="grid", space=space, at_once=2, pruning=Pruning("median", 2, 1))
+    run = Run(sweep, tmp_path, 2)
+    assert [trial.state for trial in run.trials] == ["complete"] * 2 + ["pruned"] * 6
+    assert all(trial.value is None and trial.values == {} for trial in run.trials[2:])
+    assert "seed 0, step 1: bits_per_byte" in run.trials[2].reason
+    assert not record.folder_of(tmp_path, 2, 1).exists()
+    (tmp_path / "study.db").unlink()  # and so everything is judged again, after its end
+    assert Run(sweep, tmp_path, 1).trials == run.trials
+
+
+def test_a_run_that_falls_behind_is_ended(tmp_path):
+    space = {"balance": {"ki": (0.01, 1.0)}}
+    sweep = make(
+        behaves("slow:0.01", steps=150),
+        search="grid",
+        space=space,
+        at_once=1,
+        pruning=Pruning("median", 1),
+        seeds=(0,),
+    )
+    run = Run(sweep, tmp_path, 1)
+    assert [trial.state for trial in run.trials] == ["complete", "pruned"]
+    assert "step 0" in run.trials[1].reason
+    lines = (tmp_path / "trials/001/seed-0/metrics.jsonl").read_text().splitlines()
+    assert len(lines) < 151
+    (tmp_path / "study.db").unlink()
+    assert Run(sweep, tmp_path, 1).trials[1].state == "pruned"
+    assert starts(tmp_path, 1, 0) == 1  # it is known without a start
+
+
+def test_a_stopped_sweep_goes_on(tmp_path):
+    def stop(text):
+        if text.startswith("trial 2"):
+            signal.raise_signal(signal.SIGTERM)
+
+    sweep = make(search="tpe", space=GAINS, trials=6, at_once=2)
+    stopped = Run(sweep, tmp_path / "a", at=stop)
+    assert stopped.result.interrupted == signal.SIGTERM
+    assert len(stopped.trials) == 4
+    assert same(Run(sweep, tmp_path / "a").trials) == same(Run(sweep, tmp_path / "b").trials)
+
+
+def test_runs_save_when_the_sweep_is_stopped(tmp_path):
+    sweep = make(behaves("slow:0.5"), arms={"a": {}, "b": {}, "c": {}}, seeds=(0,))
+
+    def stop():
+        while not (tmp_path / "trials/001/seed-0/metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    run = Run(sweep, tmp_path)
+    assert run.result.interrupted == signal.SIGTERM
+    assert run.states == {"a": "waiting", "b": "waiting", "c": "waiting"}
+    assert Run(sweep, tmp_path, 3).states == dict.fromkeys("abc", "complete")
+    assert [starts(tmp_path, n, 0) for n in range(3)] == [2, 2, 1]
+
+
+def test_a_run_directory_that_is_still_held_is_waited_for(tmp_path):
+    """As where children outlive their parent: a process of an earlier start has the lock."""
+    sweep = make(arms={"a": {}}, seeds=(0,))
+    workdir.write_json(tmp_path / record.SWEEP, to_dict(sweep))
+    folder = record.folder_of(tmp_path, 0, 0)
+    folder.mkdir(parents=True)
+    program = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(1)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder / ".lock")], stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        assert Run(sweep, tmp_path).states == {"a": "complete"}
+
+
+def test_another_sweep_is_refused_field_by_field(tmp_path):
+    space = {"balance": {"kp": GAINS["balance"]["kp"]}}
+    Run(make(search="random", space=space, trials=1), tmp_path)
+    renamed = make(search="random", space=space, trials=2, name="other", about="why?")
+    assert len(Run(renamed, tmp_path).trials) == 2
+    with pytest.raises(UserError) as raised:
+        Run(make(search="tpe", space=GAINS, trials=1, seeds=(3,)), tmp_path)
+    for line in (
+        "search: 'random' there, 'tpe' here",
+        "seeds: [0, 1] there, [3] here",
+        "space.balance.ki: None there",
+    ):
+        assert line in str(raised.value)
+
+
+def test_a_storage_of_another_sweep_is_refused(tmp_path):
+    Run(make(search="random", space=GAINS, trials=1), tmp_path / "a")
+    other = make(search="random", space=GAINS, trials=1, objective="imbalance")
+    with driver.lock(tmp_path / "b"):
+        driver.claim(other, tmp_path / "b")
+    (tmp_path / "a/study.db").rename(tmp_path / "b/study.db")
+    with pytest.raises(UserError, match="objective: 'bits_per_byte' there, 'imbalance' here"):
+        Run(other, tmp_path / "b")
+    (tmp_path / "b/study.db").write_text("no database at all, but of some length")
+    with pytest.raises(UserError, match="study.db: no storage of a sweep: "):
+        Run(other, tmp_path / "b")
+
+
+def test_a_lost_storage_is_made_again_from_the_runs(tmp_path):
+    sweep = make(search="tpe", space=GAINS, trials=4, at_once=2, seeds=(0,))
+    before = Run(sweep, tmp_path).trials
+    (tmp_path / "study.db").unlink()
+    assert Run(sweep, tmp_path).trials == before
+    assert starts(tmp_path, 0, 0) == 1
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(UserError, match="neither empty nor the directory of a sweep"):
+        driver.claim(make(arms={"a": {}}), tmp_path)
+
+
+def test_two_drivers_do_not_share_a_sweep(tmp_path):
+    with driver.lock(tmp_path), pytest.raises(UserError, match="another process sweeps in"):
+        with driver.lock(tmp_path):
+            pass
+
+
+def test_values_that_were_not_reached_are_counted(tmp_path):
+    trial = Run(make(arms={"a": {}}, objective="steps_to_balance"), tmp_path).trials[0]
+    assert (trial.state, trial.value) == ("complete", None)
+    assert trial.values == {"0": None, "1": None}
+    assert trial.reason == "steps to balance: not reached by seed 0, 1"
