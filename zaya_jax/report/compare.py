@@ -42,6 +42,7 @@ MEASURED = (
 )
 """What runs that no sweep made are compared in, as far as they have it."""
 
+DOTS = "Mean (dot), 95% interval (bar; an arrow: it goes on), every seed (ring)."
 TONES = {AGREES: "good", DISAGREES: "bad", NOT_SETTLED: "open"}
 
 
@@ -195,7 +196,7 @@ def _measured(arms: Sequence[Arm], measures: Sequence[str]) -> Iterator[Part]:
             yield Figure(
                 _capital(about.title),
                 intervals(about.title, shown, words.measure(name)),
-                "Mean (dot), 95% interval (bar), every seed (ring)." if name == measures[0] else "",
+                DOTS if name == measures[0] else "",
             )
 
 

@@ -27,7 +27,7 @@ p { margin: .4rem 0 .8rem; max-width: 46rem; }
 .warning { padding: .5rem .8rem; border-left: .25rem solid light-dark(#b45309, #fbbf24);
            background: light-dark(#fff7e8, #2a2416); }
 .grid { display: grid; gap: 1.6rem 2rem; align-items: start; grid-auto-flow: dense;
-        grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
+        grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr)); }
 figure { margin: 0; min-width: 0; display: flex; flex-direction: column; max-width: 40rem; }
 figure.wide { grid-column: 1 / -1; max-width: none; }
 figcaption p { margin: .1rem 0 .4rem; }

@@ -90,7 +90,7 @@ def unlike(arms: Sequence[Arm]) -> Iterator[str]:
         "hardware:": [_start(run, "processor") or _start(run, "devices") for run in runs],
         "data: hashes of rows": [run.data.get("rows_sha256") for run in runs],
     }.items():
-        kinds = Counter(str(value)[:40] for value in values if value)
+        kinds = Counter(str(value)[:48] for value in values if value)
         if len(kinds) > 1:
             shown = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(4))
             yield f"The runs are not of the same {what} {shown}."
