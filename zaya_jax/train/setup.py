@@ -113,11 +113,10 @@ def describe(experiment: Experiment, prepared: Prepared) -> str:
 def model_line(model: Model) -> str:
     """The layers in words."""
     a, r = model.attention, model.router
-    heads = {
-        "mha": f"{a.heads} heads of {a.head_dim}",
-        "mla": f"{a.heads} heads of {a.head_dim} from a latent of {a.kv_rank}",
-    }
-    words = heads.get(a.kind, f"{a.heads} query and {a.kv_heads} kv heads of {a.head_dim}")
+    grouped = f"query and {a.kv_heads} kv " if a.kind in ("cca", "gqa") else ""
+    words = f"{a.heads} {grouped}heads of {a.head_dim}"
+    if a.kind == "mla":
+        words += f", a latent of {a.kv_rank}"
     if a.kind == "cca":
         widths = " and ".join(map(str, a.conv_kernels))
         words += f", convolutions over {widths}" if widths else ", no convolutions"

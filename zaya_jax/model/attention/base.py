@@ -52,7 +52,7 @@ class Attention(nnx.Module):
         self.model, self.numerics = nnx.static(model), nnx.static(Numerics.of(model))
         self.window = a.window if span == "sliding" else None
         self.theta = a.window_rope_theta if span == "sliding" else a.rope_theta
-        self.output = self._matrix(
+        self.output = self.matrix(
             declare, (a.heads * a.head_dim, model.hidden_size), ("heads", "embed"), "o_proj"
         )
 
@@ -67,7 +67,8 @@ class Attention(nnx.Module):
         """What a layer keeps of `batch` rows of at most `capacity` tokens, empty."""
         raise NotImplementedError
 
-    def _matrix(self, declare: Declare, shape, axes, name: str) -> nnx.Variable:
+    def matrix(self, declare: Declare, shape, axes, name: str) -> nnx.Variable:
+        """A projection [in, out]; `name` is that of its module in a Hugging Face file."""
         return declare(
             shape,
             axes,
@@ -77,11 +78,12 @@ class Attention(nnx.Module):
             layout="transposed",
         )
 
-    def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cosine and sine [B, S, rotary_channels / 2] of this layer's angles."""
         channels = rotary_channels(self.model)
         return rope_table(positions, theta=self.theta, channels=channels, numerics=self.numerics)
 
-    def _attend(self, q, k, v, tokens: Tokens, cache: LayerCache | None):
+    def attend(self, q, k, v, tokens: Tokens, cache: LayerCache | None):
         """Attention over this call's tokens, or over the cache for a single new token.
 
         Args:
@@ -95,12 +97,12 @@ class Attention(nnx.Module):
             assert tokens.lengths is not None
             cache = append(cache, k, v, tokens.lengths)
         if cache is not None and q.shape[1] == 1:
-            out = self._attend_cache(q[:, 0], cache.k, cache.v, tokens)[:, None]
+            out = self.attend_cache(q[:, 0], cache.k, cache.v, tokens)[:, None]
         else:
-            out = self._attend_row(q, k, v, tokens)
-        return self._project_out(out), cache
+            out = self.attend_row(q, k, v, tokens)
+        return self.project_out(out), cache
 
-    def _attend_row(self, q, k, v, tokens: Tokens) -> jax.Array:
+    def attend_row(self, q, k, v, tokens: Tokens) -> jax.Array:
         """q [B, S, H, C], k and v [B, S, K, C] -> [B, S, H, C]."""
         return attention(
             q,
@@ -111,7 +113,7 @@ class Attention(nnx.Module):
             implementation=self.model.ops.attention,
         )
 
-    def _attend_cache(self, q, k, v, tokens: Tokens, scale: float | None = None) -> jax.Array:
+    def attend_cache(self, q, k, v, tokens: Tokens, scale: float | None = None) -> jax.Array:
         """q [B, H, C] of the newest token, caches k and v [B, K, T, C] -> [B, H, C]."""
         assert tokens.lengths is not None
         return decode_attention(
@@ -124,7 +126,7 @@ class Attention(nnx.Module):
             implementation=self.model.ops.decode_attention,
         )
 
-    def _project_out(self, out: jax.Array) -> jax.Array:
+    def project_out(self, out: jax.Array) -> jax.Array:
         """[B, S, H, C] -> [B, S, D]."""
         out = out.reshape(*out.shape[:2], -1)
         return out @ self.output[...].astype(out.dtype)

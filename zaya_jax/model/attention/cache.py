@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.cca_mix import State
+from zaya_jax.config import Model
 
 
 class LayerCache(NamedTuple):
@@ -20,6 +21,15 @@ class LayerCache(NamedTuple):
     k: jax.Array
     v: jax.Array
     state: State | None = None
+
+
+def keys_and_values(
+    model: Model, batch: int, capacity: int, heads: int, state: State | None = None
+) -> LayerCache:
+    """An empty cache of `heads` kv heads for `batch` rows of at most `capacity` tokens."""
+    shape = (batch, heads, capacity, model.attention.head_dim)
+    keys = jnp.zeros(shape, jnp.dtype(model.activation_dtype))
+    return LayerCache(keys, jnp.zeros_like(keys), state)
 
 
 def append(cache: LayerCache, k: jax.Array, v: jax.Array, at: jax.Array) -> LayerCache:

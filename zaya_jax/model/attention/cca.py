@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels.cca_mix import State, Weights, cca_mix
 from zaya_jax.config import Model
 from zaya_jax.model.attention.base import Attention, Tokens, project
-from zaya_jax.model.attention.cache import LayerCache, last_state
+from zaya_jax.model.attention.cache import LayerCache, keys_and_values, last_state
 from zaya_jax.model.parameter import Declare, normal, ones, zeros
 
 
@@ -28,7 +28,7 @@ class CCA(Attention):
         heads, half = a.heads + a.kv_heads, a.kv_heads * C // 2
 
         def projection(width: int, axis: str, name: str):
-            return self._matrix(declare, (D, width), ("embed", axis), f"qkv_proj.{name}")
+            return self.matrix(declare, (D, width), ("embed", axis), f"qkv_proj.{name}")
 
         self.q = projection(a.heads * C, "heads", "q_proj")
         self.k = projection(a.kv_heads * C, "kv_heads", "k_proj")
@@ -80,7 +80,7 @@ class CCA(Attention):
             part("conv_grouped_bias"),
             self.temperature[...],
         )
-        cos, sin = self._rope(tokens.positions)
+        cos, sin = self.rope(tokens.positions)
         mixed_q, mixed_k, v = cca_mix(
             q,
             k,
@@ -103,7 +103,7 @@ class CCA(Attention):
                 counts = jnp.sum(tokens.live, axis=1, dtype=jnp.int32)
             qk = jnp.concatenate([q, k], axis=-1)
             cache = cache._replace(state=last_state(cache.state, qk, v_delayed, counts))
-        return self._attend(mixed_q, mixed_k, v, tokens, cache)
+        return self.attend(mixed_q, mixed_k, v, tokens, cache)
 
     @staticmethod
     def empty_cache(model: Model, batch: int, capacity: int) -> LayerCache:
@@ -112,5 +112,4 @@ class CCA(Attention):
         past = sum(a.conv_kernels) - len(a.conv_kernels)
         latents = jnp.zeros((batch, past, (a.heads + a.kv_heads) * a.head_dim), dtype)
         value = jnp.zeros((batch, a.kv_heads * a.head_dim // 2), dtype) if a.value_shift else None
-        keys = jnp.zeros((batch, a.kv_heads, capacity, a.head_dim), dtype)
-        return LayerCache(keys, jnp.zeros_like(keys), State(latents, value))
+        return keys_and_values(model, batch, capacity, a.kv_heads, State(latents, value))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.cca_mix.reference import l2_norm, rotate
 from zaya_jax.config import Model
 from zaya_jax.model.attention.base import Attention, Tokens, project
-from zaya_jax.model.attention.cache import LayerCache
+from zaya_jax.model.attention.cache import LayerCache, keys_and_values
 from zaya_jax.model.parameter import Declare
 
 
@@ -24,18 +23,18 @@ class GQA(Attention):
     def __init__(self, model: Model, declare: Declare, span: str):
         super().__init__(model, declare, span)
         D, C, K = model.hidden_size, model.attention.head_dim, self.kv_heads(model)
-        self.q = self._matrix(
+        self.q = self.matrix(
             declare, (D, model.attention.heads * C), ("embed", "heads"), "qkv_proj.q_proj"
         )
-        self.k = self._matrix(declare, (D, K * C), ("embed", "kv_heads"), "qkv_proj.k_proj")
-        self.v = self._matrix(declare, (D, K * C), ("embed", "kv_heads"), "qkv_proj.v_proj")
+        self.k = self.matrix(declare, (D, K * C), ("embed", "kv_heads"), "qkv_proj.k_proj")
+        self.v = self.matrix(declare, (D, K * C), ("embed", "kv_heads"), "qkv_proj.v_proj")
 
     def __call__(
         self, x: jax.Array, tokens: Tokens, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Args: x [B, S, D] normed; returns [B, S, D] and the updated cache."""
         q, k, v = project(x, self.q, self.k, self.v)
-        cos, sin = self._rope(tokens.positions)
+        cos, sin = self.rope(tokens.positions)
         C, dtype = self.model.attention.head_dim, self.numerics.dtype("qk_mean_norm")
 
         def prepare(latents: jax.Array) -> jax.Array:
@@ -43,14 +42,12 @@ class GQA(Attention):
             return rotate(l2_norm(heads, dtype), cos, sin).astype(x.dtype)
 
         v = v.reshape(*v.shape[:2], -1, C)
-        return self._attend(prepare(q), prepare(k), v, tokens, cache)
+        return self.attend(prepare(q), prepare(k), v, tokens, cache)
 
     @classmethod
     def empty_cache(cls, model: Model, batch: int, capacity: int) -> LayerCache:
         """Keys and values."""
-        shape = (batch, cls.kv_heads(model), capacity, model.attention.head_dim)
-        keys = jnp.zeros(shape, jnp.dtype(model.activation_dtype))
-        return LayerCache(keys, jnp.zeros_like(keys))
+        return keys_and_values(model, batch, capacity, cls.kv_heads(model))
 
 
 class MHA(GQA):

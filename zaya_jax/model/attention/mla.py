@@ -43,17 +43,17 @@ class MLA(Attention):
             return declare((width,), (None,), name=name, init=ones, group="vector")
 
         if a.q_rank:
-            self.q_down = self._matrix(declare, (D, a.q_rank), ("embed", None), "q_a_proj")
+            self.q_down = self.matrix(declare, (D, a.q_rank), ("embed", None), "q_a_proj")
             self.q_norm = norm(a.q_rank, "q_a_layernorm")
-            self.q_up = self._matrix(declare, (a.q_rank, H * C), (None, "heads"), "q_b_proj")
+            self.q_up = self.matrix(declare, (a.q_rank, H * C), (None, "heads"), "q_b_proj")
         else:
-            self.q = self._matrix(declare, (D, H * C), ("embed", "heads"), "qkv_proj.q_proj")
-        self.kv_down = self._matrix(declare, (D, a.kv_rank), ("embed", None), "kv_a_proj")
+            self.q = self.matrix(declare, (D, H * C), ("embed", "heads"), "qkv_proj.q_proj")
+        self.kv_down = self.matrix(declare, (D, a.kv_rank), ("embed", None), "kv_a_proj")
         self.kv_norm = norm(a.kv_rank, "kv_a_layernorm")
-        self.k_rope = self._matrix(declare, (D, R), ("embed", None), "k_rope_proj")
+        self.k_rope = self.matrix(declare, (D, R), ("embed", None), "k_rope_proj")
         up = (None, "heads")
-        self.k_up = self._matrix(declare, (a.kv_rank, H * (C - R)), up, "k_b_proj")
-        self.v_up = self._matrix(declare, (a.kv_rank, H * C), up, "v_b_proj")
+        self.k_up = self.matrix(declare, (a.kv_rank, H * (C - R)), up, "k_b_proj")
+        self.v_up = self.matrix(declare, (a.kv_rank, H * C), up, "v_b_proj")
 
     def __call__(
         self, x: jax.Array, tokens: Tokens, cache: LayerCache | None = None
@@ -66,7 +66,7 @@ class MLA(Attention):
             q = self._norm(q, self.q_norm) @ self.q_up[...].astype(dtype)
         plain = a.head_dim - k_rope.shape[-1]
         q_nope, q_rope = jnp.split(q.reshape(B, S, a.heads, -1), [plain], axis=-1)
-        cos, sin = self._rope(tokens.positions)
+        cos, sin = self.rope(tokens.positions)
 
         def turn(heads: jax.Array) -> jax.Array:
             return rotate(heads.astype(self.numerics.dtype("rope")), cos, sin).astype(dtype)
@@ -84,7 +84,7 @@ class MLA(Attention):
         if cache is not None and S == 1:
             q_latent = jnp.einsum("bshc,rhc->bshr", q_nope, k_up)
             q = jnp.concatenate([q_latent, q_rope], axis=-1)
-            out = self._attend_cache(q[:, 0], cache.k, cache.k, tokens, scale=a.head_dim**-0.5)
+            out = self.attend_cache(q[:, 0], cache.k, cache.k, tokens, scale=a.head_dim**-0.5)
             out = jnp.einsum("bhr,rhc->bhc", out[..., : a.kv_rank], v_up)[:, None]
         else:
             k_nope = jnp.einsum("bsr,rhc->bshc", latent, k_up)
@@ -92,8 +92,8 @@ class MLA(Attention):
             q = jnp.concatenate([q_nope, q_rope], axis=-1)
             k = jnp.concatenate([k_nope, k_rope], axis=-1)
             v = jnp.einsum("bsr,rhc->bshc", latent, v_up)
-            out = self._attend_row(q, k, v, tokens)
-        return self._project_out(out), cache
+            out = self.attend_row(q, k, v, tokens)
+        return self.project_out(out), cache
 
     def _norm(self, latent: jax.Array, weight: nnx.Variable) -> jax.Array:
         return rms_norm(latent, weight[...], self.model.norm_eps, self.numerics)

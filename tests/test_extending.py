@@ -1,0 +1,168 @@
+"""docs/extending.md: its code, word for word, is what these tests run, from outside the package."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train.conftest import corpus, experiment  # noqa: F401  # fixtures
+from zaya_jax import cli, config, load
+from zaya_jax.config import ConfigError
+from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, find
+from zaya_jax.model import cache as caches
+from zaya_jax.model.functional import declarations, init, merge
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+BLOCK = re.compile(r"In `(my_\w+)\.py`.*?```python\n(.*?)```", re.DOTALL)
+FLAG = re.compile(r"--config\.([\w.]+)=(my_\w+:\w+)")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The modules of the page, importable; and the flags that it names them by."""
+    text = PAGE.read_text()
+    folder = tmp_path_factory.mktemp("mine")
+    for name, code in BLOCK.findall(text):
+        (folder / f"{name}.py").write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield dict(FLAG.findall(text))
+        for path in folder.glob("my_*.py"):
+            sys.modules.pop(path.stem, None)
+
+
+def chosen(experiment, flags):  # noqa: F811
+    """The experiment with the fields that the flags name."""
+    settings = config.to_config_dict(experiment)
+    for field, value in flags.items():
+        settings.update_from_flattened_dict({field: value})
+    return config.freeze(settings)
+
+
+def test_the_kinds_of_the_page_train_through_the_command_line(
+    written,
+    experiment,  # noqa: F811
+    tmp_path,
+    capsys,
+):
+    assert set(written) == {"model.router.kind", "model.attention.kind", "balance.kind"}
+    plain = config.to_config_dict(experiment).to_json_best_effort()
+    file, run = tmp_path / "tiny.py", tmp_path / "run"
+    file.write_text(
+        "import json\nfrom zaya_jax import config\n\n\ndef get_config():\n"
+        f"    return config.to_config_dict(config.from_dict(json.loads({plain!r})))\n"
+    )
+    flags = [f"--config.{field}={value}" for field, value in written.items()]
+    steps = ["--config.train.steps=2", "--config.optim.warmup_steps=1"]
+    assert cli.main(["train", f"--config={file}", f"--workdir={run}", *flags, *steps]) == 0
+    told = "".join(capsys.readouterr())
+    assert "my_attention:Plain with" in told and "(my_router:cosine, top-1" in told
+    assert "balance: my_balance:deadband" in told
+    assert re.search(r"a token costs [\d.]+ MFLOPs to train on, and 512 bytes of keys", told)
+
+    # What was trained is found again from the run's own config, and has moved.
+    opened = load.load(run)
+    sharpness = np.asarray(opened.params["layers.1.router.sharpness"])
+    assert sharpness.shape == (5,) and np.isfinite(sharpness).all() and (sharpness != 1).any()
+    assert not any("router.down" in path for path in opened.params)
+
+
+def test_an_attention_kind_of_the_page_decodes_as_it_reads(written, experiment):  # noqa: F811
+    kinds = {field: value for field, value in written.items() if field.startswith("model.")}
+    model = chosen(experiment, kinds).model
+    params, biases = init(model, jax.random.key(0))
+    ids = jnp.asarray(np.random.default_rng(0).integers(3, 300, (2, 6)))
+
+    @jax.jit
+    def both(params):
+        decoder = merge(model, params, biases)
+        out = decoder(ids[:, :5], cache=caches.empty(model, 2, 6))
+        step = decoder(ids[:, 5:], cache=out.cache)
+        return decoder(ids).hidden[:, -1], step.hidden[:, 0]
+
+    whole, step = both(params)
+    np.testing.assert_allclose(whole, step, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.router.kind", "cosine", r"'cosine'; there are: mlp_eda, mlp, linear"),
+        ("model.router.kind", "mpl", r"'mpl'; did you mean mlp\?"),
+        ("model.attention.kind", "mhla", r"'mhla'; did you mean"),
+        ("balance.kind", "my_balanse:deadband", r"no module 'my_balanse'; set PYTHONPATH"),
+        ("model.router.kind", "my_router:cosin", r"no 'cosin'; expected module:function"),
+        ("model.router.kind", ":cosine", r"expected module:function"),
+        ("model.router.kind", "my_router:", r"expected module:function"),
+        ("model.router.kind", "my_router:__name__", r"a function or a class there, found 'my_r"),
+    ],
+)
+def test_a_kind_that_is_not_there_is_refused_when_the_config_is_frozen(
+    written,
+    experiment,  # noqa: F811
+    field,
+    value,
+    message,
+):
+    with pytest.raises(ConfigError, match=f"{field} = .*{message}"):
+        chosen(experiment, {field: value})
+
+
+def test_every_built_in_name_stands_for_something():
+    for kinds in (ATTENTION_KINDS, ROUTER_KINDS, BALANCERS):
+        assert all(callable(find(kinds, name)) for name in kinds)
+
+
+def few(param, x, state, model):
+    return x @ param("out", (model.hidden_size, 2), ("embed", None)), None
+
+
+def twice(param, x, state, model):
+    out = param("out", (model.hidden_size, 5), ("embed", "experts"))
+    return x @ (out + param("out", (model.hidden_size, 5), ("embed", "experts"))), None
+
+
+def reserved(param, x, state, model):
+    return x @ param("biases", (model.hidden_size, 5), ("embed", "experts")), None
+
+
+def stateful(param, x, state, model):
+    """Depth averaging of one's own: the first layer has no weight for a state."""
+    logits = x @ param("out", (model.hidden_size, 5), ("embed", "experts"))
+    if state is not None:
+        logits = logits + state * param("depth", (5,), ("experts",))
+    return logits, logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("few", r"logits of shape \(1, 2\); expected \(1, 5\)"),
+        ("twice", r"names 'out' twice"),
+        ("reserved", r"'biases' is no free name"),
+    ],
+)
+def test_mistakes_of_a_router_kind_are_told_when_the_network_is_built(
+    experiment,  # noqa: F811
+    kind,
+    message,
+):
+    with pytest.raises(ValueError, match=message):
+        declarations(chosen(experiment, {"model.router.kind": f"{__name__}:{kind}"}).model)
+
+
+def test_a_router_kind_can_carry_a_state_over_depth(experiment):  # noqa: F811
+    model = chosen(experiment, {"model.router.kind": f"{__name__}:stateful"}).model
+    found = declarations(model)
+    assert "layers.1.router.depth" in found and "layers.0.router.depth" not in found
+    assert found["layers.1.router.out"].group == "matrix"
+    assert found["layers.1.router.out"].full_name(1) == "model.layers.1.mlp.gate.out"
+    scanned = dataclasses.replace(model, layers="scan")
+    assert declarations(scanned)["stacks.0.router.depth"].shape == (1, 5)
