@@ -3,22 +3,30 @@
     python launch.py sweep --config=experiments/sweeps/pid.py --workdir=runs/pid
 """
 
-from experiments import zaya1_tiny
+from experiments.ablations import base
 from zaya_jax import config
 
 
 def get_config():
-    """24 trials of TPE. A derivative or proportional gain of nearly 0 is as good as none."""
-    base = config.freeze(zaya1_tiny.get_config())
+    """24 trials of TPE. A gain at the low end of its range is as good as none."""
+    settings = base.get_config()
+    settings.model.num_layers = 2
+    settings.model.router.experts = 8
+    settings.train.steps = 150
+    settings.train.batch_size = 16
+    settings.train.eval_every = 75
+    settings.train.log_every = 2
+    settings.train.checkpoint_every = 150
+    settings.data.heldout_max_bytes = 40_000
+    settings.balance.kind = "pid"
     sweep = config.Sweep(
         name="pid",
         about="Which gains of a PID controller balance the experts, and hold them?",
-        file="experiments/zaya1_tiny.py",
-        base=base,
+        file="experiments/ablations/base.py",
+        base=config.freeze(settings),
         search="tpe",
         space={
             "balance": {
-                "kind": ("pid",),
                 "kp": {"low": 1e-3, "high": 1.0, "log": True},
                 "ki": {"low": 1e-4, "high": 0.1, "log": True},
                 "kd": {"low": 1e-3, "high": 1.0, "log": True},
@@ -26,6 +34,6 @@ def get_config():
         },
         trials=24,
         objective="imbalance",
-        measures=("bits_per_byte", "final_load_entropy", "steps_to_balance"),
+        measures=("final_load_entropy", "steps_to_balance", "dead_experts", "bits_per_byte"),
     )
     return config.sweep_to_config_dict(sweep)
