@@ -1,4 +1,4 @@
-"""Sweeps that take a second: their runs are processes that write by a formula, see `fake_launch`."""
+"""Sweeps that take a second: their runs are processes that write by a formula (`fake_launch`)."""
 
 from __future__ import annotations
 

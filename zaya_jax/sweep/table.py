@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from scipy.special import stdtrit  # scipy comes with jax, which requires it
 
-from zaya_jax import costs
-from zaya_jax.config import ConfigError, Experiment, Sweep
+from zaya_jax import config, costs
+from zaya_jax.config import ConfigError, Experiment, Range, Sweep
 from zaya_jax.costs import Costs
 from zaya_jax.sweep import draw, plan
 from zaya_jax.sweep.measures import MEASURES
@@ -29,12 +29,15 @@ def intro(sweep: Sweep, drawn: Mapping[str, Experiment], workers: int) -> str:
     trials, seeds = draw.total(sweep), len(sweep.seeds)
     measure = MEASURES[sweep.objective]
     busy = min(workers, len(draw.batch_of(sweep, 0)))
+    title = "" if measure.title == measure.name else f" ({measure.title})"
     lines = [f"{sweep.name}: {sweep.about}" if sweep.about else sweep.name]
-    lines.append(
+    lines += [
         f"{trials} trials ({sweep.search}) x {seeds} seeds {sweep.seeds} = {trials * seeds} runs "
-        f"of {sweep.base.train.steps:,} steps, {busy} at a time; each is judged by {measure.name} "
-        f"({measure.title}), to {measure.goal}"
-    )
+        f"of {sweep.base.train.steps:,} steps, {busy} at a time",
+        f"{measure.goal} {measure.name}{title}, mean of the seeds",
+    ]
+    for path, leaf in config.space(sweep).items():
+        lines.append(f"  {path}: {_choice(leaf)}")
     found = {name: costs.of(experiment) for name, experiment in drawn.items()}
     lines += _costs(found or {"base": costs.of(sweep.base)})
     lines += [f"warning: {line}" for line in costs.mismatches(found)]
@@ -54,6 +57,13 @@ def known_beforehand(sweep: Sweep) -> dict[str, Experiment]:
         except ConfigError:
             continue  # its trial will say why
     return found
+
+
+def _choice(leaf: tuple | Range) -> str:
+    """What is searched, in words."""
+    if isinstance(leaf, Range):
+        return f"{leaf.low:g} to {leaf.high:g}{', by its logarithm' if leaf.log else ''}"
+    return ", ".join(map(str, leaf))
 
 
 def _costs(found: Mapping[str, Costs]) -> Iterator[str]:
