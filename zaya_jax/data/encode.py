@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from zaya_jax.data import chat
+from zaya_jax.data.cloze import Cloze
 from zaya_jax.data.example import Example
-from zaya_jax.data.readers import BadRecord, Cloze, Conversation, Document, Record
+from zaya_jax.data.readers import BadRecord, Conversation, Document, Record
 from zaya_jax.data.records import Table
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError

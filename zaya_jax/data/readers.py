@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import zstandard
 
 from zaya_jax.config.schema import BAD_RECORDS, BAD_TEXT, FORMATS, Data
+from zaya_jax.data.cloze import Cloze
 from zaya_jax.errors import hint
 
 _CHUNK = 1 << 20
@@ -64,33 +65,6 @@ class Conversation(NamedTuple):
     def exact(self) -> str:
         """All that ids are made of: `content` with the keys in the order that templates see."""
         return json.dumps([self.messages, self.tools], ensure_ascii=False)
-
-    @property
-    def bytes(self) -> int:
-        """Length of the content in UTF-8."""
-        return len(self.content.encode())
-
-
-class Cloze(NamedTuple):
-    """A text of single symbols of which only some are to be learnt; named as documents are.
-
-    Every character is encoded by itself, so that blanks are tokens whatever the vocabulary.
-    `blanks` are the numbers of the characters to be learnt.
-    """
-
-    name: str
-    text: str
-    blanks: tuple[int, ...]
-
-    @property
-    def content(self) -> str:
-        """What is hashed and counted: the text."""
-        return self.text
-
-    @property
-    def exact(self) -> str:
-        """All that ids and the mask are made of: the text and the blanks."""
-        return f"{self.text}\0{self.blanks}"
 
     @property
     def bytes(self) -> int:

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from zaya_jax.data.readers import Cloze
+from zaya_jax.data.cloze import Cloze
 
 EXAMPLES = 20_000
 """How many there are: 2.56 million tokens."""
