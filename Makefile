@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # Passed to every pip install, e.g. PIP_ARGS="--extra-index-url https://…" (see BUILD.md).
 PIP_ARGS ?=
-# Passed to pytest, launch.py demo, launch.py bench and launch.py doctor.
+# Passed to pytest, and to the launch.py verb of the target.
 ARGS ?=
 
 PY := .venv/bin/python
@@ -11,7 +11,7 @@ PYTEST = $(PY) -m pytest $(ARGS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-all test-gpu lint bench doctor kernels clean
+.PHONY: help demo test test-all test-gpu lint bench results doctor kernels clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -39,6 +39,9 @@ lint: .venv/.dev ## ruff and mypy
 
 bench: .venv/.dev ## this code beside transformers, on this machine
 	$(PY) launch.py bench --against=transformers $(ARGS)
+
+results: .venv/.run ## rerun the ablations behind docs/results (hours; goes on where it stopped)
+	$(PY) launch.py results $(ARGS)
 
 doctor: .venv/.run ## versions, platform, and a check of every op on the attached device
 	$(PY) launch.py doctor $(ARGS)

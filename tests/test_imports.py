@@ -42,6 +42,7 @@ FLOOR = {
     "cli": 7,
     "demo": 7,
     "doctor": 7,
+    "results": 7,
     "experiments": 8,
     "launch": 8,
 }

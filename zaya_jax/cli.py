@@ -101,6 +101,11 @@ VERBS: Mapping[str, Verb] = {
         "plots, tables and report.html of a run",
         ("report --workdir=runs/tiny", "report --workdir=runs/tiny --json=report.json"),
     ),
+    "results": Verb(
+        "zaya_jax.results",
+        "rerun the studies behind docs/results",
+        ("results", "results --only=recall,cca --workdir=runs/results"),
+    ),
     "kernels": Verb(
         "zaya_jax.aot.cli",
         "compile every kernel for MI300X and H100, no GPU needed, and count its work",

@@ -8,7 +8,8 @@ from zaya_jax import config
 
 
 def get_config():
-    """24 trials of TPE. A gain at the low end of its range is as good as none."""
+    """The default gains, then 23 trials of TPE. A gain at the low end of its range is as good as
+    none."""
     settings = base.get_config()
     settings.model.num_layers = 2
     settings.model.router.experts = 8
@@ -19,6 +20,7 @@ def get_config():
     settings.train.checkpoint_every = 150
     settings.data.heldout_max_bytes = 40_000
     settings.balance.kind = "pid"
+    settings.balance.kp = settings.balance.kd = 1e-3
     sweep = config.Sweep(
         name="pid",
         about="Which gains of a PID controller balance the experts, and hold them?",

@@ -117,3 +117,13 @@ def test_trials_wait_for_each_other_only_where_outcomes_matter():
     assert draw.batch_of(make(search="random", space=GAINS, trials=9), 5) == range(9)
     search = make(search="tpe", space=GAINS, trials=9, at_once=4)
     assert [draw.batch_of(search, n) for n in (5, 8)] == [range(4, 8), range(8, 9)]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_search_begins_with_the_base_where_the_space_has_it(search):
+    sweep = make(search=search, space={"balance": {"ki": {"low": 0.001, "high": 0.1}}})
+    assert draw.draw(sweep, 0, []).fields == {"balance.ki": sweep.base.balance.ki}
+    (trial,) = trials_of(sweep, [1.0])
+    assert draw.draw(sweep, 1, [trial]).fields != {"balance.ki": sweep.base.balance.ki}
+    elsewhere = make(search=search, space={"balance": {"ki": {"low": 0.05, "high": 0.1}}})
+    assert 0.05 <= draw.draw(elsewhere, 0, []).fields["balance.ki"] <= 0.1

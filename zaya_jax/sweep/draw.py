@@ -1,4 +1,4 @@
-"""Which trials a sweep has: the arms, the points of a grid, or what a sampler draws.
+"""Which trials a sweep has: the arms, the points of a grid, or the base and what a sampler draws.
 
 A draw is a function of the sweep, its number and the outcomes that it may know: those of the
 batches before its own. Neither workers nor the clock have a say, so a sweep that was killed, or
@@ -8,6 +8,7 @@ runs on a cluster, comes to the same trials.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import warnings
@@ -96,6 +97,8 @@ def draw(sweep: Sweep, number: int, earlier: Sequence[FrozenTrial]) -> Draw:
             path: _values(leaf)[i] for (path, leaf), i in zip(space.items(), point, strict=True)
         }
         return Draw(chosen, {path: _encoded(space[path], v) for path, v in chosen.items()})
+    if number == 0 and (own := _own(sweep)) is not None:
+        return own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
@@ -104,6 +107,22 @@ def draw(sweep: Sweep, number: int, earlier: Sequence[FrozenTrial]) -> Draw:
         study.add_trials(known(sweep, number, earlier))
         params = study.ask(distributions(sweep)).params
     return Draw({path: _decoded(leaf, params[path]) for path, leaf in space.items()}, params)
+
+
+def _own(sweep: Sweep) -> Draw | None:
+    """The base itself, with which a search begins: what it finds is to be better. None if the base
+    lies outside the space."""
+    space, base = config.space(sweep), config.to_dict(sweep.base)
+    fields = {path: functools.reduce(dict.__getitem__, path.split("."), base) for path in space}
+    if not all(_holds(leaf, fields[path]) for path, leaf in space.items()):
+        return None
+    return Draw(fields, {path: _encoded(leaf, fields[path]) for path, leaf in space.items()})
+
+
+def _holds(leaf: tuple | Range, value: Any) -> bool:
+    if isinstance(leaf, Range):
+        return value is not None and leaf.low <= value <= leaf.high
+    return value in leaf
 
 
 def known(sweep: Sweep, number: int, earlier: Sequence[FrozenTrial]) -> list[FrozenTrial]:
