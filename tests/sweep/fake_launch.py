@@ -1,7 +1,8 @@
 """Stands in for launch.py: writes by a formula, in a moment, what a run of minutes would.
 
 It goes on from what is there, saves when it is told to end, and misbehaves as `data.source` says:
-`fail`, `killed:N` (its first N starts end in SIGKILL), `slow:SECONDS` (a step takes so long).
+`fail`, `killed:N` (its first N starts end in SIGKILL), `orphaned:N` (they kill the process that
+started them), `slow:SECONDS` (a step takes so long).
 """
 
 import fcntl
@@ -31,8 +32,10 @@ def main() -> int:
     if kind == "fail":
         print("compiling ...\nerror: data.source = 'fail': no such file\n  give another")
         return 2
-    if kind == "killed" and len((folder / "starts").read_text().split()) <= int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
+    begun = len((folder / "starts").read_text().split())
+    if kind in ("killed", "orphaned") and begun <= int(number):
+        os.kill(os.getpid() if kind == "killed" else os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return train(config, folder, float(number) if kind == "slow" else 0.0)
 

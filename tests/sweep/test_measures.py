@@ -52,6 +52,15 @@ def test_balance_has_to_last_for_ten_lines():
     assert value("steps_to_balance", training([0.99] * 11)) == 1
 
 
+def test_logged_loads_are_pooled_over_ten_batches_before_their_entropy():
+    flip, flop = [[0.7, 0.3], [0.3, 0.7]], [[0.3, 0.7], [0.7, 0.3]]  # two layers, two experts
+    loads = [[[1.0, 0.0]] * 2] * 10 + [flip, flop] * 20
+    train = training([0.8] * 50, load=loads)
+    # Even on the whole from the tenth batch after the last one-sided one on (0.99 allows one).
+    assert value("steps_to_balance", train) == 1 + 10 * 18
+    assert value("steps_to_balance", training([0.8] * 50)) is None
+
+
 def test_imbalance_is_of_the_whole_run_and_entropy_of_its_end():
     train = training([0.5] * 10 + [0.9] * 10)
     assert value("imbalance", train) == pytest.approx(0.3)

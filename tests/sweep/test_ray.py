@@ -48,6 +48,14 @@ def test_a_sweep_on_ray_is_stopped_and_goes_on_without_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_worker_of_the_cluster_may_be_killed(tmp_path):
+    arms = {"good": {}, "orphaned": {"data": {"source": "orphaned:1"}}}
+    run = Run(make(arms=arms, seeds=(0,)), tmp_path, executor=Ray("local", 2, 1))
+    assert run.states == {"good": "complete", "orphaned": "complete"}
+    assert starts(tmp_path, 1, 0) == 2
+
+
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told():
     with pytest.raises(UserError, match="--ray_address=auto: no cluster: "):
         Ray("auto", None, 1)

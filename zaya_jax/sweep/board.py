@@ -69,13 +69,15 @@ class Board:
 
     def _done(self, trials: Sequence[Trial]) -> int:
         """Runs that are over, those of trials that were given up included."""
-        seeds, last = self._sweep.seeds, str(self._sweep.base.train.steps)
         return sum(
-            len(seeds)
-            if trial.state in ENDED
-            else sum(
-                (record.folder_of(self._folder, trial.number, seed) / CHECKPOINTS / last).exists()
-                for seed in seeds
-            )
+            len(self._sweep.seeds) if trial.state in ENDED else self._finished(trial)
             for trial in trials
         )
+
+    def _finished(self, trial: Trial) -> int:
+        """Runs of a trial that have their last checkpoint."""
+        last = str(trial.fields.get("train.steps", self._sweep.base.train.steps))
+        folders = (
+            record.folder_of(self._folder, trial.number, seed) for seed in self._sweep.seeds
+        )
+        return sum((folder / CHECKPOINTS / last).exists() for folder in folders)

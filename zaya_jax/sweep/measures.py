@@ -72,8 +72,13 @@ def loss_per_target(lines: Lines) -> float | None:
 
 def steps_to_balance(lines: Lines) -> float | None:
     """First logged step at which load entropy (mean of the layers) is 0.99 or more, and stays so
-    for the 10 logged lines that follow; none if that never happened, or too close to the end."""
-    steps, entropy = _series(lines.train, "load_entropy")
+    for the 10 logged lines that follow; none if that never happened, or too close to the end.
+
+    Where loads are logged (`train.log_loads`), it is the entropy of the last 10 logged batches
+    together: the documents of one small batch have loads of their own, however even the biases."""
+    steps, entropy = _pooled_entropy(lines.train)
+    if not steps.size:
+        steps, entropy = _series(lines.train, "load_entropy")
     balanced = entropy >= BALANCED
     for i in range(len(steps) - HELD):
         if balanced[i : i + HELD + 1].all():
@@ -231,6 +236,19 @@ def _series(
     table = np.array(pairs, float).reshape(-1, 2)
     table = table[np.isfinite(table[:, 1])]
     return table[:, 0], table[:, 1]
+
+
+def _pooled_entropy(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, from the tenth logged on, and the entropy of the mean load of the last 10 logged
+    batches over its largest value, mean of the layers; both empty without logged loads."""
+    known = [record for record in records if "load" in record]
+    loads = np.array([record["load"] for record in known], float)  # [N, L, E]
+    if len(known) < HELD or loads.shape[-1] < 2:
+        return np.empty(0), np.empty(0)
+    pooled = np.lib.stride_tricks.sliding_window_view(loads, HELD, axis=0).mean(axis=-1)
+    nats = -np.sum(pooled * np.log(np.where(pooled > 0, pooled, 1.0)), axis=-1)
+    steps = np.array([record["step"] for record in known[HELD - 1 :]], float)
+    return steps, nats.mean(axis=-1) / math.log(loads.shape[-1])
 
 
 def _at_the_end(
