@@ -12,6 +12,7 @@ REPORT = "ZAYA1-8B report, figure 4"
 def get_config():
     """Three routers under one balancer at one rate."""
     settings = base.get_config()
+    settings.train.log_loads = True
     sweep = config.Sweep(
         name="router",
         about="Does the MLP router with depth averaging balance sooner than a linear one, and is "

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from zaya_jax import cli
@@ -26,9 +27,14 @@ def test_train_needs_a_workdir(config_file, capsys):
 def test_train_trains_and_says_what_next(config_file, tmp_path, capsys):
     run, record = tmp_path / "run", tmp_path / "out.json"
     arguments = [f"--config={config_file}", f"--workdir={run}", f"--json={record}"]
-    assert cli.main(["train", *arguments, "--config.train.log_every=2"]) == 0
+    logging = ["--config.train.log_every=2", "--config.train.log_loads=True"]
+    assert cli.main(["train", *arguments, *logging]) == 0
     assert f"generate --model={run}" in capsys.readouterr().out
     assert json.loads(record.read_text())["step"] == 6
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    loads = np.array([line["load"] for line in lines if "loss" in line])
+    assert loads.shape == (4, 2, 4)  # at steps 1, 2, 4, 6
+    np.testing.assert_allclose(loads.sum(-1), 1, atol=1e-4)
     start = json.loads((run / "environment.json").read_text())[0]
     assert start["command"].startswith("python launch.py train --config=")
 

@@ -127,6 +127,7 @@ class Train:
     sequence_length: int = 512
     seed: int = 0
     log_every: int = 10
+    log_loads: bool = False  # of every expert, in each training line: L x E numbers
     eval_every: int = 250
     checkpoint_every: int = 250
     keep_checkpoints: int = 2

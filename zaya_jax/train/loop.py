@@ -240,6 +240,8 @@ class _Run:
             for name, value in metrics._asdict().items()
             if name not in UNWRITTEN
         }
+        if self.cadence.log_loads:
+            record["load"] = np.asarray(metrics.load).round(6)
         record |= {
             "tokens_per_second": self.rate.value,
             "data_wait": self.rate.waiting,

@@ -68,7 +68,8 @@ class Metrics(NamedTuple):
 
 UNWRITTEN = frozenset({"load", "accepted", "in_a_row"})
 """Fields that no line of `metrics.jsonl` has. A matrix a line would be most of the file: evaluation
-lines have the loads. `skipped` says what the counters say."""
+lines have the loads, training lines only under `train.log_loads`. `skipped` says what the counters
+say."""
 
 
 def norms(declarations: Mapping[str, Declaration], tree: Params) -> dict[str, jax.Array]:

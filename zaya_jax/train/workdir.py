@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "data.cache_dir",
     "train.steps",
     "train.log_every",
+    "train.log_loads",
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
