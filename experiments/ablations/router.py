@@ -24,7 +24,7 @@ def get_config():
             kind: config.nested({"model.router.kind": kind})
             for kind in ("linear", "mlp", "mlp_eda")
         },
-        seeds=(0, 1, 2, 3),
+        seeds=(0, 1, 2),
         objective="steps_to_balance",
         measures=("imbalance", "final_load_entropy", "routing_entropy", "bits_per_byte"),
         claims=(

@@ -12,12 +12,13 @@ def get_config():
     none."""
     settings = base.get_config()
     settings.model.num_layers = 2
+    settings.model.hidden_size = 32
     settings.model.router.experts = 8
-    settings.train.steps = 150
+    settings.train.steps = settings.train.checkpoint_every = 120
     settings.train.batch_size = 16
-    settings.train.eval_every = 75
+    settings.train.eval_every = 60
     settings.train.log_every = 2
-    settings.train.checkpoint_every = 150
+    settings.train.log_loads = True
     settings.data.heldout_max_bytes = 40_000
     settings.balance.kind = "pid"
     settings.balance.kp = settings.balance.kd = 1e-3
