@@ -87,10 +87,10 @@ def mismatches(costs: Mapping[str, Costs], tolerance: float = TOLERANCE) -> Iter
     for field in dataclasses.fields(Costs):
         values = {name: getattr(cost, field.name) for name, cost in costs.items()}
         least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-        apart = values[most] / max(values[least], 1) - 1
-        if apart > tolerance:
+        base = max(values[least], 1)
+        if values[most] > base * (1 + tolerance):
             title = field.name.replace("_", " ")
             yield (
                 f"arms are not matched in {title}: {least} has {values[least]:,.0f}, "
-                f"{most} {values[most]:,.0f} ({apart:.1%} more)"
+                f"{most} {values[most]:,.0f} ({values[most] / base - 1:.1%} more)"
             )

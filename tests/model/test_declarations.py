@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
 from tests.oracles import tiny_model
-from zaya_jax.config import Model
+from zaya_jax.config import Model, check_model
+from zaya_jax.config.kinds import ATTENTION_KINDS, ROUTER_KINDS
+from zaya_jax.model.forms import convert
 from zaya_jax.model.functional import (
     active_parameter_count,
     bias_declarations,
@@ -48,60 +51,95 @@ def test_initial_weights_do_not_depend_on_the_form_of_the_layers():
     assert (np.asarray(unrolled["layers.0.attention.temperature"]) == 1).all()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        dict(attention="gqa"),
-        dict(router="linear"),
-        dict(router="mlp"),
-        dict(top_k=2),
-        dict(skip="none"),
-        dict(residual_scaling=False),
-        dict(remat="full"),
-        pytest.param(dict(remat="dots"), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_every_variation_point_trains(kind):
-    """Loss and gradients are finite, and every parameter of the variant is reached; remat changes
-    neither."""
-    model = tiny_model(layers=3, form="scan", skip=kind.get("skip", "zero"))
-    model = dataclasses.replace(
+# Each kind, and each part on and off; several at once, for every variant compiles a network.
+VARIANTS = {
+    "gqa, linear, no residual scaling": (
+        dict(kind="gqa"), dict(kind="linear"), dict(residual_scaling=False)),
+    "mha, mlp, top 2": (dict(kind="mha"), dict(kind="mlp", top_k=2), {}),
+    "mla, depth 0, no skip": (dict(kind="mla", kv_rank=20), dict(depth=0, skip="none"), {}),
+    "mla with q_rank, depth 1": (dict(kind="mla", kv_rank=20, q_rank=12), dict(depth=1), {}),
+    "bare cca": (dict(conv_kernels=(), qk_mean=False, value_shift=False), {}, {}),
+    "one convolution, depth 3": (dict(conv_kernels=(3,)), dict(depth=3), {}),
+    "no q-k mean, no value shift, mlp": (
+        dict(qk_mean=False, value_shift=False), dict(kind="mlp"), {}),
+    "remat full": ({}, {}, dict(remat="full")),
+    "remat dots": ({}, {}, dict(remat="dots")),
+}  # fmt: skip
+
+
+def variant(name, **fields):
+    """The tiny model with the fields of a variant."""
+    attention, router, rest = VARIANTS[name]
+    model = tiny_model(**fields)
+    return dataclasses.replace(
         model,
-        attention=dataclasses.replace(model.attention, kind=kind.get("attention", "cca")),
-        router=dataclasses.replace(
-            model.router, kind=kind.get("router", "mlp_eda"), top_k=kind.get("top_k", 1)
-        ),
-        residual_scaling=kind.get("residual_scaling", True),
-        remat=kind.get("remat", "none"),
+        attention=dataclasses.replace(model.attention, **attention),
+        router=dataclasses.replace(model.router, **router),
+        **rest,
     )
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "remat dots")) for n in VARIANTS]
+)
+def test_every_variation_point_trains(name):
+    """Loss and gradients are finite, and every parameter of the variant is reached; neither remat
+    nor the form of the layers changes them."""
+    model = variant(name, layers=3, form="scan")
+    assert not list(check_model(model))
     params, biases = init(model, jax.random.key(0))
     ids = np.random.default_rng(0).integers(3, 97, (2, 12))
 
-    def run(model):
-        def loss(params):
-            decoder = merge(model, params, biases)
-            out = decoder(ids)
-            return -jax.nn.log_softmax(decoder.logits(out.hidden))[..., 5].mean(), out.stats
+    def loss(params, model, biases):
+        decoder = merge(model, params, biases)
+        out = decoder(ids)
+        return -jax.nn.log_softmax(decoder.logits(out.hidden))[..., 5].mean(), out.stats
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    (loss, stats), gradients = run(model)
-    assert np.isfinite(loss)
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (value, stats), gradients = run(params, model, biases)
+    assert np.isfinite(value)
     assert (np.asarray(stats.counts).sum(-1) == ids.size * model.router.top_k).all()
     assert not [path for path, g in gradients.items() if not np.abs(g).max() > 0]
     assert all(np.isfinite(g).all() for g in gradients.values())
     if model.remat != "none":
-        (plain, _), expected = run(dataclasses.replace(model, remat="none"))
-        np.testing.assert_allclose(loss, plain, rtol=1e-6)
+        (plain, _), expected = run(params, dataclasses.replace(model, remat="none"), biases)
+        np.testing.assert_allclose(value, plain, rtol=1e-6)
         for path, g in expected.items():
             np.testing.assert_allclose(gradients[path], g, atol=1e-6 + 1e-4 * np.abs(g).max())
+        return
+    unrolled, params, biases = convert(model, params, biases, "unroll")
+    plain, other = jax.jit(loss, static_argnums=1)(params, unrolled, biases)
+    np.testing.assert_allclose(value, plain, rtol=1e-6)
+    np.testing.assert_array_equal(stats.index, other.index)
+
+
+def test_arms_of_a_comparison_start_from_equal_values():
+    """In every parameter of one path and shape, whatever kinds and switches they differ in."""
+    seen, shared = {}, Counter()
+    for name in [*VARIANTS, None]:
+        model = tiny_model(layers=2) if name is None else variant(name, layers=2)
+        params, _ = init(model, jax.random.key(7))
+        for path, value in params.items():
+            first = seen.setdefault((path, value.shape), np.asarray(value))
+            np.testing.assert_array_equal(first, value, err_msg=f"{name}: {path}")
+            shared[path] += 1
+    for path, arms in {
+        "embedding": 10,
+        "layers.1.experts.gate_up": 10,
+        "layers.1.attention.output": 10,
+        "layers.1.attention.q": 9,  # all but the one that makes queries of a latent
+        "layers.1.attention.v_delayed": 6,  # cca, with the value shift and without
+        "layers.1.attention.conv_depthwise": 5,
+        "layers.1.router.down": 9,
+        "layers.1.router.fc1": 8,
+    }.items():
+        assert shared[path] == arms, path
 
 
 def test_one_logical_axis_has_one_size():
     """Sharding maps an axis by its name: two sizes under one name would shard by accident."""
-    for router in ("mlp_eda", "mlp", "linear"):
-        for attention in ("cca", "gqa"):
+    for router in ROUTER_KINDS:
+        for attention in ATTENTION_KINDS:
             model = tiny_model(layers=2, hidden=44, width=36)
             model = dataclasses.replace(
                 model,

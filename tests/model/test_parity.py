@@ -30,7 +30,6 @@ DRAWS = {
 }
 
 
-
 def on_one_worker(*names, slow=()):
     """Parameters of a test; all tests of a draw run in one process, which keeps `settled`."""
     return [
