@@ -172,6 +172,17 @@ def test_exit_status(launch):
         launch("make")
 
 
+def test_a_closed_pipe_is_no_bug():
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "launch.py", "help"]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=writes, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_warnings_are_one_line(launch):
     launch.behaviour = lambda: warnings.warn("mind the gap", stacklevel=1)
     before = warnings.formatwarning

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import sys
 import textwrap
 import warnings
@@ -23,7 +24,7 @@ from zaya_jax.errors import UserError, hint
 
 FLAGS = flags.FLAGS
 
-OK, WRONG_USE, INTERRUPTED = 0, 2, 130
+OK, WRONG_USE, INTERRUPTED, OUTPUT_CLOSED = 0, 2, 130, 141
 HELP = ("help", "--help", "-h", "-help", "--helpfull")
 
 
@@ -128,17 +129,23 @@ def main(argv: Sequence[str], verbs: Mapping[str, Verb] = VERBS) -> int:
     """Runs `argv` (without the program's name) and returns the exit status.
 
     0 if the verb did what it says, 1 if a check it makes does not hold, 2 for a mistake in what
-    was asked (one line, no traceback), 130 after Ctrl-C. Other exceptions pass through.
+    was asked (one line, no traceback), 130 after Ctrl-C, 141 if nobody reads what is printed. Other
+    exceptions pass through.
     """
     format_of_python, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
-        return _run(list(argv), verbs)
+        status = _run(list(argv), verbs)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USE
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has read enough: `launch.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
     finally:
         warnings.formatwarning = format_of_python
 

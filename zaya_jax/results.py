@@ -119,7 +119,7 @@ def cost(folder: Path) -> str:
         measures.seconds(measures.read(run.parent, workdir.read_config(run.parent))) or 0.0
         for run in sorted(folder.glob(f"trials/*/*/{workdir.CONFIG}"))
     ]
-    start = record.read_json(folder / workdir.ENVIRONMENT)[-1]
+    start = record.read_json(folder / workdir.ENVIRONMENT)[0]
     longest = max(runs, default=0.0)
     note = "" if longest <= LONGEST else f", more than the {LONGEST:.0f} s meant for a quiet core"
     return (
