@@ -134,7 +134,12 @@ def _commands(study: Study) -> Iterator[Part]:
         yield Code("\n".join(dict.fromkeys(str(s.get("command", "?")) for s in study.starts)))
     trials = [trial for trial in study.trials if trial.command]
     if trials:
-        yield Text("Each trial, under its first seed; it wants a --workdir of its own.", "note")
+        note = (
+            "Each trial, under its first seed; it wants a --workdir of its own. On a CPU, sums of "
+            "floats depend on the number of threads: NPROC=1 in front gives the sweep's very bits "
+            "(unless it had other --threads)."
+        )
+        yield Text(note, "note")
         yield Code("\n".join(f"{trial.command}  # {trial.number}" for trial in trials))
 
 

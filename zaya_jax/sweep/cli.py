@@ -7,6 +7,7 @@ is a `launch.py train` of its own. The same command goes on with a sweep that wa
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,9 @@ def main(argv: Sequence[str]) -> int:
             f"again, with --workdir={folder}"
         )
         return 128 + int(result.interrupted)
-    print(f"  python launch.py report --workdir={folder}")
+    # A command, as the runs are: the pages look at sweeps, and nothing here looks at them.
+    print(end="", flush=True)
+    subprocess.run([*supervise.launcher(), "report", f"--workdir={folder}"], check=False)
     failed = [str(trial.number) for trial in result.trials if trial.state == "failed"]
     if failed:
         print(f"failed: trial {', '.join(failed)}; the logs are in {folder}/trials")
