@@ -32,6 +32,23 @@ def curves(arms: Mapping[str, Arm]) -> Iterator[Figure]:
         found = {name: band(arm, curve) for name, arm in arms.items()}
         if any(found.values()):
             yield Figure(title, bands(title.lower(), found, "step", y, fall=True), note)
+    if any(_has_choices(run) for arm in arms.values() for run in arm.runs.values()):
+        yield from _balance(arms)
+    found = {name: band(arm, _depth) for name, arm in arms.items()}
+    if any(found.values()):
+        yield Figure(
+            "Norm of the residual stream by depth",
+            bands("residual norm by depth", found, "layer", "norm", whole=True),
+            "After each layer, mean of tokens and of the last tenth of the training lines.",
+        )
+
+
+def _has_choices(run: Run) -> bool:
+    """Whether there is anything to balance."""
+    return flat(run.config).get("model.router.experts") != 1
+
+
+def _balance(arms: Mapping[str, Arm]) -> Iterator[Figure]:
     yield from _drawn(
         arms, "Load entropy", "load_entropy", "entropy of loads / log E",
         "Of a training batch, mean of the layers; 1 is a perfect balance.", limit=1.0,
@@ -44,13 +61,6 @@ def curves(arms: Mapping[str, Arm]) -> Iterator[Figure]:
         arms, "Routing entropy", "routing_entropy", "nats",
         "Of a token's own distribution over the experts, mean of tokens and layers.",
     )  # fmt: skip
-    found = {name: band(arm, _depth) for name, arm in arms.items()}
-    if any(found.values()):
-        yield Figure(
-            "Norm of the residual stream by depth",
-            bands("residual norm by depth", found, "layer", "norm", whole=True),
-            "After each layer, mean of tokens and of the last tenth of the training lines.",
-        )
 
 
 def _drawn(
