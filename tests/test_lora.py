@@ -65,6 +65,19 @@ def test_plain_gqa_has_one_value_projection():
     assert set(found) == {f"layers.{i}.attention.v" for i in range(3)}
 
 
+def test_the_latent_of_mla_belongs_to_keys_and_to_values():
+    attention = config.Attention("mla", heads=4, head_dim=8, kv_rank=6, q_rank=5)
+    model = small("unroll", attention=attention)
+    for target, names in {
+        "q": {"q_down", "q_up"},
+        "k": {"kv_down", "k_up", "k_rope"},
+        "v": {"kv_down", "v_up"},
+        "o": {"output"},
+    }.items():
+        found = lora.targets(model, config.Lora(rank=2, targets=(target,)))
+        assert set(found) == {f"layers.{i}.attention.{name}" for i in range(3) for name in names}
+
+
 def test_declarations_keep_the_leading_axes():
     found = lora.declarations(small(param_dtype="bfloat16"), ALL)
     a, b = (found[f"stacks.0.experts.gate_up{end}"] for end in (lora.A, lora.B))

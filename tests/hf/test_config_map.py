@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zaya_jax.config import Attention, Model, Router
+from zaya_jax.errors import UserError
 from zaya_jax.hf import config_map
 from zaya_jax.hf.safetensors_io import CheckpointError
 
@@ -256,3 +257,20 @@ def test_all_fields_are_refused_at_once():
     assert "attention_bias" in str(error.value) and "hidden_act" in str(error.value)
     with pytest.raises(CheckpointError, match="expected an object"):
         config_map.read([])
+
+
+@pytest.mark.parametrize("layout", ["native", "legacy"])
+def test_a_config_is_not_written_for_what_it_cannot_say(layout):
+    attention = Attention(conv_kernels=(), qk_mean=False)
+    model = Model(attention=attention, router=Router(depth=1))
+    with pytest.raises(CheckpointError) as error:
+        config_map.write(model, layout, "float32")
+    for field in ("conv_kernels = ()", "qk_mean = False", "router.depth = 1"):
+        assert f"model.{'attention.' * ('router' not in field)}{field}" in str(error.value)
+
+
+def test_a_peer_is_not_built_for_what_it_cannot_compute():
+    pytest.importorskip("torch")
+    peer = pytest.importorskip("zaya_jax.bench.peer")
+    with pytest.raises(UserError, match=r"model.attention.conv_kernels = \(2,\)"):
+        peer.torch_model(Model(attention=Attention(conv_kernels=(2,))), seed=0)

@@ -91,7 +91,18 @@ def test_shards_have_an_index(small, spread, tmp_path):
         ({"router": {"kind": "linear"}}, ["model.router.kind = 'linear'"]),
         ({"router": {"top_k": 2}}, ["model.router.top_k = 2"]),
         ({"router": {"skip": "none"}}, ["model.router.skip = 'none'"]),
+        ({"router": {"depth": 3}}, ["model.router.depth = 3: only 2 exists"]),
         ({"attention": {"kind": "gqa"}}, ["model.attention.kind = 'gqa'"]),
+        ({"attention": {"kind": "mha"}}, ["model.attention.kind = 'mha'"]),
+        ({"attention": {"kind": "mla"}}, ["model.attention.kind = 'mla'"]),
+        (
+            {"attention": {"conv_kernels": (2,), "qk_mean": False, "value_shift": False}},
+            [
+                "model.attention.conv_kernels = (2,): there are always two",
+                "model.attention.qk_mean = False",
+                "model.attention.value_shift = False",
+            ],
+        ),
         ({"residual_scaling": False}, ["model.residual_scaling = False"]),
         (
             {"attention": {"kind": "gqa"}, "router": {"top_k": 2, "skip": "none"}},

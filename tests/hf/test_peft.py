@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zaya_jax import lora
-from zaya_jax.config import Lora, Router
+from zaya_jax.config import Attention, Lora, Router
 from zaya_jax.hf import CheckpointError, peft, write_folder
 from zaya_jax.model import functional
 
@@ -166,3 +166,11 @@ def test_settings_that_cannot_be_read_are_named(written):
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"adapter_config.json: not the settings"):
         peft.read_adapter(folder, model)
+
+
+def test_adapters_of_a_base_that_transformers_lacks_are_refused(small, tmp_path):
+    model = small(attention=Attention("mla", heads=4, head_dim=8, kv_rank=6))
+    section = Lora(rank=2, targets=("k",))
+    with pytest.raises(CheckpointError, match="model.attention.kind = 'mla': only 'cca' exists"):
+        peft.write_adapter(model, section, draw(model, section), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

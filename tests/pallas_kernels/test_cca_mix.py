@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,11 +37,11 @@ def fixed_tables(run):
     return fixed
 
 
-def check(implementation: str, args, options) -> None:
+def check(implementation: str, args, options, **parts) -> None:
     dtype = args[0].dtype
-    found = evaluate(fixed_tables(IMPLEMENTATIONS[implementation]), args, options)
+    found = evaluate(fixed_tables(IMPLEMENTATIONS[implementation]), args, options | parts)
     exact = {"norm_dtype": jnp.promote_types(dtype, jnp.float32)}
-    expected = evaluate(fixed_tables(reference.cca_mix), widened(args), exact)
+    expected = evaluate(fixed_tables(reference.cca_mix), widened(args), exact | parts)
     assert all(x.dtype == dtype for x in found[0])
     assert_close(found, expected, TOLERANCE[dtype.name], floor=1)
 
@@ -59,6 +61,127 @@ def test_xla_agrees_with_the_definition(dtype, shape, heads, kernels, with_state
     with jax.enable_x64(dtype == "float64"):
         drawn = dict(shape=shape, heads=heads, kernels=kernels, with_state=with_state, channels=8)
         check("xla", *example.draw(3, jnp.dtype(dtype), **drawn))
+
+
+def without(convolutions, seed, dtype, *, with_state, value_shift=True):
+    """A drawn call with these convolutions: their widths, depthwise first."""
+    kernels = (*convolutions, 1, 1)[:2]
+    args, options = example.draw(
+        seed, jnp.dtype(dtype), shape=(2, 9), kernels=kernels, with_state=with_state, channels=8
+    )
+    weights, state = args[4], args[8]
+    if len(convolutions) < 2:
+        weights = weights._replace(grouped=None, grouped_bias=None)
+    if len(convolutions) < 1:
+        weights = weights._replace(depthwise=None, depthwise_bias=None)
+    if state is not None and not value_shift:
+        state = state._replace(v_delayed=None)
+    return (*args[:4], weights, *args[5:8], state), options
+
+
+def token_by_token(args, qk_mean, value_shift):
+    """The mix from its equations, a token and a head at a time, in numpy."""
+    q, k, current, delayed, w, cos, sin, positions, state = jax.tree.map(np.asarray, args)
+    x = np.concatenate([q, k], -1)
+    (B, S, N), K = x.shape, len(w.temperature)
+    C = k.shape[-1] // K
+    H = N // C - K
+
+    def latent(b, t, p):
+        """Of the token at place t, position p; zero in front of its document."""
+        if p < 0:
+            return np.zeros(N)
+        return x[b, t] if t >= 0 else state.qk[b, t]
+
+    def depthwise(b, t, p):
+        if w.depthwise is None:
+            return latent(b, t, p)
+        taps = (w.depthwise[-1 - d] * latent(b, t - d, p - d) for d in range(len(w.depthwise)))
+        return sum(taps, w.depthwise_bias)
+
+    def grouped(b, t, p):
+        if w.grouped is None:
+            return depthwise(b, t, p)
+        total = w.grouped_bias.reshape(H + K, C)
+        for d in range(len(w.grouped)):
+            taps = depthwise(b, t - d, p - d).reshape(H + K, C)
+            total = total + np.stack(
+                [tap @ m for tap, m in zip(taps, w.grouped[-1 - d], strict=True)]
+            )
+        return total
+
+    def turned(head, b, t):
+        half = cos.shape[-1]
+        z = (head[:half] + 1j * head[half : 2 * half]) * (cos[b, t] + 1j * sin[b, t])
+        return np.concatenate([z.real, z.imag, head[2 * half :]])
+
+    outs = np.zeros((B, S, H + K, C)), np.zeros((B, S, K * C))
+    for b, t in np.ndindex(B, S):
+        heads = np.array(grouped(b, t, positions[b, t])).reshape(H + K, C)
+        if qk_mean:
+            own = x[b, t].reshape(H + K, C)
+            means = (own[:H] + np.repeat(own[H:], H // K, axis=0)) / 2
+            heads[:H] += means
+            heads[H:] += means.reshape(K, H // K, C).mean(1)
+        heads *= C**0.5 / np.linalg.norm(heads, axis=-1, keepdims=True)
+        heads[H:] *= w.temperature[:, None]
+        outs[0][b, t] = [turned(head, b, t) for head in heads]
+        late = delayed[b, t]
+        if value_shift and positions[b, t] < 1:
+            late = np.zeros_like(late)
+        elif value_shift:
+            late = delayed[b, t - 1] if t else state.v_delayed[b]
+        outs[1][b, t] = np.concatenate([current[b, t], late])
+    return outs[0][:, :, :H], outs[0][:, :, H:], outs[1].reshape(B, S, K, C)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("convolutions", [(), (3,), (2, 3)])
+def test_the_definition_follows_the_equations_with_every_part_on_and_off(convolutions, with_state):
+    with jax.enable_x64(True):
+        for qk_mean, value_shift in itertools.product([True, False], repeat=2):
+            args, options = without(
+                convolutions, 2, "float64", with_state=with_state, value_shift=value_shift
+            )
+            parts = dict(qk_mean=qk_mean, value_shift=value_shift)
+            found = jax.jit(lambda *a, o=options | parts: reference.cca_mix(*a, **o))(*args)
+            for a, b in zip(found, token_by_token(args, qk_mean, value_shift), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "qk_mean", "value_shift", "with_state"),
+    [
+        ((), True, True, True),
+        ((), False, False, False),
+        ((3,), True, False, True),
+        ((3,), False, True, False),
+        ((2, 3), False, False, True),
+    ],
+)
+def test_xla_agrees_with_the_definition_where_parts_are_left_out(
+    convolutions, qk_mean, value_shift, with_state
+):
+    args, options = without(
+        convolutions, 4, "float32", with_state=with_state, value_shift=value_shift
+    )
+    check("xla", args, options, qk_mean=qk_mean, value_shift=value_shift)
+
+
+def test_a_mix_that_the_kernel_lacks_is_told_or_left_to_another_implementation():
+    args, options = example.draw(0, jnp.float32, channels=64)
+    one = args[4]._replace(grouped=None, grouped_bias=None)
+    for changed, parts, told in (
+        (one, {}, "a mix with both convolutions, not without"),
+        (args[4], dict(qk_mean=False), "a mix with the q-k mean, not without"),
+        (args[4], dict(value_shift=False), "a mix with the value shift, not without"),
+    ):
+        call = (*args[:4], changed, *args[5:])
+        with pytest.raises(ValueError, match=told):
+            cca_mix(*call, **options, **parts, implementation="triton")
+        with dispatch.compiling_for("cuda"):
+            text = str(jax.make_jaxpr(lambda *a, o=options | parts: cca_mix(*a, **o))(*call))
+        assert "pallas_call" not in text
 
 
 slow = pytest.mark.slow

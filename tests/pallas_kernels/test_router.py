@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,14 +123,42 @@ def test_top_k_takes_distinct_classes_by_biased_probability():
     np.testing.assert_array_equal(np.asarray(routing.index)[live], expected[live])
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2, 4])
+def test_the_definition_follows_the_equations_at_every_depth(depth):
+    (x, state, w, biases, _), options = example.draw(1, jnp.float32)
+    layers = [(w.fc1, w.fc1_bias), (w.fc2, w.fc2_bias), (w.fc2, w.fc1_bias), (w.fc1, w.fc2_bias)]
+    (fc1, fc1_bias), (fc2, fc2_bias) = ([*layers[:depth], (None, None), (None, None)])[:2]
+    weights = w._replace(
+        fc1=fc1, fc1_bias=fc1_bias, fc2=fc2, fc2_bias=fc2_bias,
+        deeper=tuple(layers[2:depth]) or None,
+    )  # fmt: skip
+    found = router(x, state, weights, biases, **options)
+
+    w = jax.tree.map(lambda a: np.asarray(a, np.float64), w)
+    hidden = np.asarray(x, np.float64) @ w.down + w.down_bias + np.asarray(state) * w.state_scale
+    hidden = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + options["eps"]) * w.norm
+    for matrix, bias in layers[:depth]:
+        z = hidden @ np.asarray(matrix, np.float64) + np.asarray(bias)
+        hidden = z * (1 + np.vectorize(math.erf)(z / 2**0.5)) / 2
+    shares = np.exp(hidden @ w.out)
+    shares /= shares.sum(-1, keepdims=True)
+    np.testing.assert_allclose(found.probabilities, shares, rtol=1e-4, atol=1e-6)
+    chosen = (shares + np.asarray(biases)).argmax(-1)
+    np.testing.assert_array_equal(found.index[:, 0], chosen)
+
+
 def test_says_what_the_kernel_lacks():
     args, options = example.draw(0, jnp.float32)
     assert triton.supports(*args, **options) is None
     linear = Weights(*(None,) * 8, out=args[2].out)
+    one = args[2]._replace(fc2=None, fc2_bias=None)
+    three = args[2]._replace(deeper=((args[2].fc1, args[2].fc1_bias),))
     for changed, told in (
         ({"top_k": 2}, "top_k = 1, not 2"),
         ({"softmax_dtype": jnp.bfloat16}, "softmax and biases in float32, not bfloat16"),
         ({"weights": linear}, "not a linear one"),
+        ({"weights": one}, "an MLP of 2 hidden layers, not 1"),
+        ({"weights": three}, "an MLP of 2 hidden layers, not 3"),
         ({"x": args[0].astype(jnp.float16)}, "not float16"),
     ):
         names = dict(zip(("x", "state", "weights", "biases", "live"), args, strict=True))
