@@ -5,15 +5,20 @@ not done again: a call that was stopped goes on, and a page is written as soon a
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from zaya_jax import options
 from zaya_jax.data.cache import atomic_path
 from zaya_jax.errors import UserError, hint
+
+if TYPE_CHECKING:
+    from zaya_jax.report.content import Page
 
 FLAGS = flags.FLAGS
 
@@ -52,7 +57,8 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0 when all pages are written, else the exit status of the sweep that did not end."""
+    """Returns 0 when all pages are written and no trial failed, 1 when some did, and the exit
+    status of a sweep that did not end, as soon as it did not."""
     del argv
     names = FLAGS.only
     for name in names:
@@ -62,68 +68,68 @@ def main(argv: Sequence[str]) -> int:
     from zaya_jax.report import cli, markdown  # not above: `--help` needs no matplotlib
     from zaya_jax.sweep import supervise
 
+    status = 0
     for number, name in enumerate(names):
         print(f"--- {name} ({number + 1} of {len(names)}) ---", flush=True)
-        sweep = ["sweep", f"--config={STUDIES[name]}", f"--workdir={folder / name}"]
+        config = os.path.relpath(ROOT / STUDIES[name])
+        sweep = ["sweep", f"--config={config}", f"--workdir={folder / name}"]
         done = subprocess.run([*supervise.launcher(), *sweep], check=False)
-        if done.returncode:
+        if done.returncode not in (0, 1):  # 1: it ended, and a trial failed; its page says which
             return done.returncode
-        markdown.write(cli.of([folder / name]), out / f"{name}.md")
-    made = [name for name in STUDIES if (out / f"{name}.md").exists() and (folder / name).exists()]
-    with atomic_path(out / INDEX) as scratch:
-        scratch.write_text(index({name: folder / name for name in made}))
+        status = max(status, done.returncode)
+        page = cli.of([folder / name])
+        markdown.write(page, out / f"{name}.md")
+        update(out / INDEX, name, section(name, page, cost(folder / name)))
     print(f"pages: {out / INDEX}")
     options.write_json({"pages": str(out), "studies": names})
-    return 0
+    return status
 
 
-def index(folders: Mapping[str, Path]) -> str:
-    """The index page as Markdown.
+def update(file: Path, name: str, text: str) -> None:
+    """Puts the section of a study into the index, in the place of its last one if there is one."""
+    there = file.read_text().split("\n## ")[1:] if file.exists() else []
+    found = {part[1:].split("]", 1)[0]: part.strip() for part in there} | {name: text}
+    parts = [f"## {found[study]}" for study in STUDIES if study in found]
+    with atomic_path(file) as scratch:
+        scratch.write_text("\n\n".join([INTRODUCTION, *parts]) + "\n")
 
-    Args:
-      folders: the directories of finished sweeps, by the name of the study.
-    """
-    studies = [part for name, folder in folders.items() for part in _study(name, folder)]
-    return "\n\n".join([INTRODUCTION, *studies]) + "\n"
 
-
-def _study(name: str, folder: Path) -> Iterator[str]:
-    """What the index says of one study: question, claims with their verdicts, cost."""
-    from zaya_jax.report import cli
+def section(name: str, page: Page, cost: str) -> str:
+    """What the index says of one study: question, outcome, claims with their verdicts, cost."""
     from zaya_jax.report.content import Badge, Table, Text
 
-    page = cli.of([folder])
-    said = [part.text for part in page.opening if isinstance(part, Text) and part.kind != "warning"]
-    yield f"## [{name}]({name}.md)"
-    yield "\n\n".join(said)
-    tables = [
-        part
-        for section in page.without_gaps()
-        for part in section.parts
-        if section.title == "Claims" and isinstance(part, Table)
-    ]
-    for table in tables[:1]:
-        yield "\n".join(
-            "| " + " | ".join(x.word if isinstance(x, Badge) else str(x) for x in row) + " |"
-            for row in (table.head, ["---"] * len(table.head), *table.rows)
-        )
-    yield f"_{cost(folder)}_"
+    parts = [f"[{name}]({name}.md)"]
+    parts += [part.text for part in page.opening if isinstance(part, Text)]
+    for found in page.without_gaps():
+        tables = [part for part in found.parts if isinstance(part, Table)]
+        if found.title == "Claims" and tables:
+            rows = (tables[0].head, ["---"] * len(tables[0].head), *tables[0].rows)
+            lines = [[x.word if isinstance(x, Badge) else str(x) for x in row] for row in rows]
+            parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join([*parts, f"_{cost}_"])
 
 
 def cost(folder: Path) -> str:
-    """What a sweep took, and where it ran."""
+    """What the runs of a sweep took, and where they ran."""
     from zaya_jax.sweep import measures, record
     from zaya_jax.train import workdir
 
-    runs = [
-        measures.seconds(measures.read(run.parent, workdir.read_config(run.parent))) or 0.0
-        for run in sorted(folder.glob(f"trials/*/*/{workdir.CONFIG}"))
+    runs = sorted(file.parent for file in folder.glob(f"trials/*/*/{workdir.CONFIG}"))
+    seconds = [
+        measures.seconds(measures.read(run, workdir.read_config(run))) or 0.0 for run in runs
     ]
-    start = record.read_json(folder / workdir.ENVIRONMENT)[0]
-    longest = max(runs, default=0.0)
+    starts = [record.read_json(run / workdir.ENVIRONMENT)[-1] for run in runs]
+    commits = dict.fromkeys(_short(str(start.get("commit"))) for start in starts)
+    places = dict.fromkeys(f"{s.get('processor')}, {s.get('cores')} cores" for s in starts)
+    longest = max(seconds, default=0.0)
     note = "" if longest <= LONGEST else f", more than the {LONGEST:.0f} s meant for a quiet core"
     return (
-        f"{len(runs)} runs, {sum(runs) / 60:.0f} core-minutes; the longest took {longest:.0f} s"
-        f"{note}. Commit {str(start.get('commit'))[:12]}, {start.get('processor')}, "
-        f"{start.get('cores')} cores. `{start.get('command')}`"
+        f"{len(runs)} runs, {sum(seconds) / 60:.0f} minutes of one core together; the longest took "
+        f"{longest:.0f} s{note}. Commit {', '.join(commits)}; {'; '.join(places)}."
     )
+
+
+def _short(commit: str) -> str:
+    """Twelve digits of a commit, and whether files differed from it."""
+    digits, dirty, _ = commit.partition("-dirty")
+    return digits[:12] + dirty

@@ -8,15 +8,15 @@ from zaya_jax import config
 
 
 def get_config():
-    """The default gains, then 23 trials of TPE. A gain at the low end of its range is as good as
-    none."""
+    """The default integral gain alone, then 23 trials of TPE. A gain at the low end of its range is
+    as good as none."""
     settings = base.get_config()
     settings.model.num_layers = 2
     settings.model.hidden_size = 32
     settings.model.router.experts = 8
-    settings.train.steps = settings.train.checkpoint_every = 120
+    settings.train.steps = settings.train.checkpoint_every = 100
     settings.train.batch_size = 16
-    settings.train.eval_every = 60
+    settings.train.eval_every = 100
     settings.train.log_every = 2
     settings.train.log_loads = True
     settings.data.heldout_max_bytes = 40_000
