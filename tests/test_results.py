@@ -45,6 +45,7 @@ def test_every_study_is_a_sweep_of_at_least_three_seeds():
         sweep = config.freeze_sweep(runpy.run_path(str(ROOT / file))["get_config"]())
         assert len(sweep.seeds) >= 3
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "experiments/ablations").glob("*.py")}
+    assert set(results.OUTLOOK) == set(results.STUDIES)
     assert files - set(results.STUDIES.values()) == {"experiments/ablations/base.py"}
 
 
@@ -58,6 +59,7 @@ def test_a_study_rerun_takes_its_place_in_the_index_and_no_other(sweeps, rerun, 
     assert rerun("cca") == 0
     assert index(tmp_path) == text
     page = (tmp_path / "pages" / "recall.md").read_text()
+    assert "What a larger run would settle" in page and "would settle" in text
     assert "## Claims" in page and (tmp_path / "pages" / "recall_files").is_dir()
 
 

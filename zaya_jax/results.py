@@ -5,6 +5,7 @@ not done again: a call that was stopped goes on, and a page is written as soon a
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from collections.abc import Sequence
@@ -32,6 +33,33 @@ STUDIES = {
     "residual": "experiments/ablations/residual.py",
     "pid": "experiments/sweeps/pid.py",
 }
+OUTLOOK = {
+    "router": """
+        Whether the order turns with width and time. A router of width 32 starts nearly flat: three
+        small matrices shrink what tells tokens apart, and for the first hundred steps a balancer's
+        step of 0.005 outweighs all probabilities. The report's routers are 256 wide, its batches
+        8,192 times as large, and its figure begins where this study ends.""",
+    "balancers": """
+        Which balancer holds even loads for thousands of steps, at a rate tuned for each, and under
+        a shift that moves the loads more than this one does.""",
+    "recall": """
+        How long the full CCA takes on every seed: the mean of q and k ties a query to its own key,
+        which this task has to unlearn, and 300 steps are enough for some seeds only.""",
+    "cca": """
+        The value shift, whose effect is below the noise of these seeds, and whether the gains, here
+        ten times those of the paper's 1.5B model, shrink with size as they seem to.""",
+    "attention": """
+        Whether differences of this size last: the paper's are of 0.01 to 0.035 nats, at a billion
+        parameters. MHA has half the heads here, as it must at equal bytes of cache, and so 4% fewer
+        operations; its expert cannot make up for that and for parameters at once.""",
+    "residual": """
+        Whether scaling bounds the norm at the report's 40 layers and hundreds of thousands of
+        steps. At the start both arms are the same function; in 250 steps scales move little.""",
+    "pid": """
+        Gains for long runs. A hundred steps reward whatever is fast; an integral gain that is right
+        here may swing once routers are sure.""",
+}
+"""What a larger run would settle, by study."""
 INDEX = "README.md"
 INTRODUCTION = """# Results
 
@@ -66,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--only: no study {name!r}{hint(name, STUDIES)}")
     folder, out = Path(FLAGS.workdir), Path(FLAGS.out or ROOT / "docs" / "results")
     from zaya_jax.report import cli, markdown  # not above: `--help` needs no matplotlib
+    from zaya_jax.report.content import Text
     from zaya_jax.sweep import supervise
 
     status = 0
@@ -78,6 +107,8 @@ def main(argv: Sequence[str]) -> int:
             return done.returncode
         status = max(status, done.returncode)
         page = cli.of([folder / name])
+        outlook = Text("What a larger run would settle: " + " ".join(OUTLOOK[name].split()))
+        page = dataclasses.replace(page, opening=[*page.opening, outlook])
         markdown.write(page, out / f"{name}.md")
         update(out / INDEX, name, section(name, page, cost(folder / name)))
     print(f"pages: {out / INDEX}")
