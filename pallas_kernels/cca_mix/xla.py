@@ -22,8 +22,10 @@ def cca_mix(
         row = jnp.concatenate([before.astype(dtype), row], axis=1)
     if weights.depthwise is not None:
         row = _depthwise(row, weights, positions)
-    row = row.reshape(B, row.shape[1], -1, C)
-    convolved = row if weights.grouped is None else _grouped(row, weights, positions)
+    if weights.grouped is None:
+        convolved = row.reshape(B, S, -1, C)
+    else:
+        convolved = _grouped(row, weights, positions)
 
     q, k = q.reshape(B, S, -1, C), k.reshape(B, S, K, C)
     new_q, new_k = mean_norm_rotate(q, k, convolved, weights, cos, sin, norm_dtype, qk_mean)
@@ -48,18 +50,18 @@ def _depthwise(row, weights, positions):
 
 
 def _grouped(row, weights, positions):
-    """Stage two, [B, K1 - 1 + S, heads, C] -> [B, S, heads, C]."""
-    (K1, heads, C, _), S = weights.grouped.shape, positions.shape[1]
+    """Stage two, [B, K1 - 1 + S, N] -> [B, S, heads, C]."""
+    (K1, heads, C, _), (B, S) = weights.grouped.shape, positions.shape
     dtype, wide = row.dtype, jnp.promote_types(row.dtype, jnp.float32)
     outside = jnp.zeros((), dtype)  # what a tap reads in front of its document
     if weights.depthwise_bias is not None:
-        outside = weights.depthwise_bias.astype(dtype).reshape(heads, C)
+        outside = weights.depthwise_bias.astype(dtype)
     taps = []
     for d in reversed(range(K1)):
         tap = row[:, K1 - 1 - d : K1 - 1 - d + S]
         if d:
-            tap = jnp.where((positions >= d)[..., None, None], tap, outside)
-        taps.append(tap)
+            tap = jnp.where((positions >= d)[..., None], tap, outside)
+        taps.append(tap.reshape(B, S, heads, C))
     grouped = weights.grouped.astype(dtype).transpose(1, 0, 2, 3).reshape(heads, K1 * C, C)
     mixed = jnp.concatenate(taps, axis=-1)
     if jax.default_backend() == "cpu":  # its batched dots cannot give a wider result

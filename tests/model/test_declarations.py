@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 
@@ -51,6 +52,9 @@ def test_initial_weights_do_not_depend_on_the_form_of_the_layers():
     assert (np.asarray(unrolled["layers.0.attention.temperature"]) == 1).all()
 
 
+# Half the time goes into making small programs fast.
+UNHURRIED = {"xla_backend_optimization_level": 0}
+
 # Each kind, and each part on and off; several at once, for every variant compiles a network.
 VARIANTS = {
     "gqa, linear, no residual scaling": (
@@ -95,7 +99,8 @@ def test_every_variation_point_trains(name):
         out = decoder(ids)
         return -jax.nn.log_softmax(decoder.logits(out.hidden))[..., 5].mean(), out.stats
 
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    jit = functools.partial(jax.jit, static_argnums=1, compiler_options=UNHURRIED)
+    run = jit(jax.value_and_grad(loss, has_aux=True))
     (value, stats), gradients = run(params, model, biases)
     assert np.isfinite(value)
     assert (np.asarray(stats.counts).sum(-1) == ids.size * model.router.top_k).all()
@@ -108,7 +113,7 @@ def test_every_variation_point_trains(name):
             np.testing.assert_allclose(gradients[path], g, atol=1e-6 + 1e-4 * np.abs(g).max())
         return
     unrolled, params, biases = convert(model, params, biases, "unroll")
-    plain, other = jax.jit(loss, static_argnums=1)(params, unrolled, biases)
+    plain, other = jit(loss)(params, unrolled, biases)
     np.testing.assert_allclose(value, plain, rtol=1e-6)
     np.testing.assert_array_equal(stats.index, other.index)
 

@@ -26,7 +26,7 @@ LORA_TARGETS = ("q", "k", "v", "o", "experts")
 class Attention:
     """Compressed convolutional attention (arXiv 2510.04476), or what it is compared with."""
 
-    kind: str = "cca"  # cca | gqa | mha | mla
+    kind: str = "cca"  # cca | gqa | mha | mla, or module:Class (docs/extending.md)
     heads: int = 8
     kv_heads: int = 2  # of cca and gqa; mha and mla have one a query head
     head_dim: int = 128
@@ -46,7 +46,7 @@ class Attention:
 class Router:
     """The ZAYA1 router: down-projection, depth averaging, MLP, biased top-k."""
 
-    kind: str = "mlp_eda"
+    kind: str = "mlp_eda"  # mlp_eda | mlp | linear, or module:function
     experts: int = 16
     top_k: int = 1
     width: int = 256
@@ -190,7 +190,7 @@ class Optim:
 class Balance:
     """Bias control of the experts' loads (report eq 4 and 5), and losses that balance."""
 
-    kind: str = "adamw"  # adamw | pid | sign | none
+    kind: str = "adamw"  # adamw | pid | sign | none, or module:function
     rate: float = 1e-3  # of adamw and sign
     b1: float = 0.9
     b2: float = 0.999
