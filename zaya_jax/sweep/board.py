@@ -13,8 +13,6 @@ from zaya_jax.sweep.record import Trial
 from zaya_jax.train.progress import Progress, clock
 from zaya_jax.train.workdir import CHECKPOINTS
 
-ENDED = ("complete", "pruned", "failed", "invalid")
-
 
 class Board:
     """Tells how a sweep is doing.
@@ -34,7 +32,7 @@ class Board:
         """What is there already, to which time is not counted."""
         self._before = self._done(trials)
         if trials:
-            ended = sum(trial.state in ENDED for trial in trials)
+            ended = sum(trial.state in record.ENDED for trial in trials)
             self._progress.say(
                 f"going on: {len(trials)} trials were drawn, {ended} of them have ended; "
                 f"{self._before} of {self._runs} runs are done"
@@ -70,7 +68,7 @@ class Board:
     def _done(self, trials: Sequence[Trial]) -> int:
         """Runs that are over, those of trials that were given up included."""
         return sum(
-            len(self._sweep.seeds) if trial.state in ENDED else self._finished(trial)
+            len(self._sweep.seeds) if trial.state in record.ENDED else self._finished(trial)
             for trial in trials
         )
 

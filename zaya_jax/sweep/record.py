@@ -25,6 +25,8 @@ SWEEP, STUDY, TRIALS = "sweep.json", "study.db", "trials.json"
 STATES = ("waiting", "running", "complete", "pruned", "failed", "invalid")
 """`failed`: a run ended in an error, or its worker was killed too often. `invalid`: the fields make
 no experiment that can be run."""
+ENDED = ("complete", "pruned", "failed", "invalid")
+"""The states of a trial whose runs are over."""
 
 
 @dataclasses.dataclass(frozen=True)
