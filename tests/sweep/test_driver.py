@@ -12,6 +12,7 @@ import pytest
 
 from tests.sweep.fakes import GAINS, Run, behaves, make, same, starts
 from zaya_jax.config import Pruning, to_dict
+from zaya_jax.data.cache import atomic_path
 from zaya_jax.errors import UserError
 from zaya_jax.sweep import driver, record, supervise
 from zaya_jax.train import workdir
@@ -219,6 +220,13 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
     with pytest.raises(UserError, match="neither empty nor the directory of a sweep"):
         driver.claim(make(arms={"a": {}}), tmp_path)
+
+
+def test_a_sweep_killed_while_it_claimed_its_folder_can_be_started(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / record.SWEEP) as scratch:
+        scratch.unlink()
+    scratch.touch()  # as kill -9 leaves it
+    assert Run(make(arms={"a": {}}), tmp_path).states == {"a": "complete"}
 
 
 def test_two_drivers_do_not_share_a_sweep(tmp_path):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from zaya_jax.data.cache import atomic_path
 from zaya_jax.errors import UserError
 from zaya_jax.train import workdir
 
@@ -90,6 +91,15 @@ def test_a_folder_with_other_things_is_left_alone(experiment, tmp_path):
     with pytest.raises(UserError, match="neither empty nor a run directory"):
         workdir.claim(experiment, tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_start_killed_while_it_claimed_its_folder_binds_nothing(experiment, tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / workdir.CONFIG) as scratch:
+        scratch.unlink()
+    scratch.touch()  # as kill -9 leaves it
+    with workdir.lock(tmp_path):
+        assert workdir.claim(experiment, tmp_path) is False
+    assert workdir.read_config(tmp_path) == experiment
 
 
 def test_an_unwritable_workdir_is_one_message(experiment, tmp_path):

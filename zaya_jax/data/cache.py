@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a path is one that `atomic_path` lends: a process killed in its block leaves it."""
+    return re.fullmatch(r"\..+-[0-9a-f]{8}(\.[^.]+)?", path.name) is not None

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zaya_jax.config import ConfigError, Sweep, to_dict
+from zaya_jax.data.cache import is_scratch
 from zaya_jax.errors import UserError
 from zaya_jax.sweep import draw, plan, record
 from zaya_jax.sweep.board import Board
@@ -52,7 +53,7 @@ def claim(sweep: Sweep, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
             check_same(sweep, record.read_json(file), folder)
-        elif {path.name for path in folder.iterdir()} - {workdir.LOCK}:
+        elif any(path.name != workdir.LOCK and not is_scratch(path) for path in folder.iterdir()):
             raise UserError(
                 f"--workdir={folder} is neither empty nor the directory of a sweep (it has no "
                 f"{record.SWEEP}): give a new or an empty folder"

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.config import Experiment, from_dict, to_dict
-from zaya_jax.data.cache import atomic_path
+from zaya_jax.data.cache import atomic_path, is_scratch
 from zaya_jax.errors import UserError
 
 CONFIG, DATA, ENVIRONMENT = "config.json", "data.json", "environment.json"
@@ -119,7 +119,7 @@ def _make(folder: Path) -> None:
     """Makes a folder for a run, and refuses one that holds other things."""
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in folder.iterdir()}
+        names = {path.name for path in folder.iterdir() if not is_scratch(path)}
     if CONFIG not in names and names - {LOCK}:
         raise UserError(
             f"--workdir={folder} is neither empty nor a run directory (it has no {CONFIG}): "
