@@ -100,6 +100,9 @@ def test_an_attention_kind_of_the_page_decodes_as_it_reads(written, experiment):
         ("balance.kind", "my_balanse:deadband", r"no module 'my_balanse'; set PYTHONPATH"),
         ("model.router.kind", "my_router:cosin", r"no 'cosin'; expected module:function"),
         ("model.router.kind", ":cosine", r"expected module:function"),
+        ("model.router.kind", ".my_router:cosine", r"expected module:function"),
+        ("model.router.kind", ".:cosine", r"expected module:function"),
+        ("model.router.kind", "my..router:cosine", r"expected module:function"),
         ("model.router.kind", "my_router:", r"expected module:function"),
         ("model.router.kind", "my_router:__name__", r"a function or a class there, found 'my_r"),
     ],
@@ -113,6 +116,31 @@ def test_a_kind_that_is_not_there_is_refused_when_the_config_is_frozen(
 ):
     with pytest.raises(ConfigError, match=f"{field} = .*{message}"):
         chosen(experiment, {field: value})
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import json\njson.nothing", r"AttributeError: module 'json' has no attribute 'nothing'"),
+        ("def kind(:", r"SyntaxError: .*\(broken\.py, line 1\)"),
+        ("import zzz.deep", r"ModuleNotFoundError: No module named 'zzz'"),
+        ("1 / 0", r"ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_fails_when_imported_is_told_with_its_own_error(
+    experiment,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    code,
+    told,
+):
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigError,
+        match=rf"balance\.kind = 'broken:kind': the import of 'broken' failed with {told}",
+    ):
+        chosen(experiment, {"balance.kind": "broken:kind"})
 
 
 def test_every_built_in_name_stands_for_something():

@@ -57,14 +57,24 @@ def check_kind(field: str, name: str, kinds: Mapping[str, str]) -> Iterator[str]
     if not colon:
         yield f"{field} = {name!r}{hint(name, kinds)}"
         return
+    if not member or not all(module.split(".")):
+        yield f"{field} = {name!r}: expected module:function"
+        return
     try:
-        found = find(kinds, name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # a module that it imports in turn
-        yield f"{field} = {name!r}: there is no module {module!r}; set PYTHONPATH to its folder"
-    except (AttributeError, ValueError):
+        code = importlib.import_module(module)
+    except Exception as error:  # a module's own code may raise whatever it likes
+        yield f"{field} = {name!r}: {_why(module, error)}"
+        return
+    found = getattr(code, member, None)
+    if found is None:
         yield f"{field} = {name!r}: the module has no {member!r}; expected module:function"
-    else:
-        if not callable(found):
-            yield f"{field} = {name!r}: expected a function or a class there, found {found!r:.60}"
+    elif not callable(found):
+        yield f"{field} = {name!r}: expected a function or a class there, found {found!r:.60}"
+
+
+def _why(module: str, error: Exception) -> str:
+    """Why a module could not be imported: it is not there, or its code does not run."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{module}.".startswith(f"{missing}."):
+        return f"there is no module {module!r}; set PYTHONPATH to its folder"
+    return f"the import of {module!r} failed with {type(error).__name__}: {error}"
