@@ -64,7 +64,7 @@ def test_differences_to_the_first_arm_are_told_with_their_sign(page):
     name, bits, steps = table.rows[0]
     assert name == "mlp"
     assert bits.tone == steps.tone == "good"
-    assert bits.word.startswith("-0.04") and steps.word.startswith("-2")
+    assert bits.word.startswith("-0.04") and steps.word.startswith("< -2")
 
 
 def test_costs_warn_where_the_arms_are_not_matched(page):

@@ -109,7 +109,16 @@ def value_of(measure: str, run: Run, until: int | None = None) -> Value:
 def compare(better: Arm, worse: Arm, measure: str) -> Verdict:
     """Whether the first arm is better, seed by seed, and how sure that is."""
     goal = "min" if MEASURES[measure].goal == LESS else "max"
-    return verdict(gain(better.numbers(measure), worse.numbers(measure), goal))
+    found = verdict(gain(better.numbers(measure), worse.numbers(measure), goal))
+    return found.bounded(_bound(better.values(measure), worse.values(measure)))
+
+
+def _bound(better: Mapping[int, Value], worse: Mapping[int, Value]) -> str:
+    """See `Verdict.bound`; where a count of steps was not reached, the true one is larger."""
+    pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
+    more = any(not b.reached for _, b in pairs)
+    less = any(not a.reached for a, _ in pairs)
+    return "about" if more and less else "at least" if more else "at most" if less else ""
 
 
 def ranked(arms: Sequence[Arm], measure: str) -> list[Arm]:

@@ -113,7 +113,7 @@ def intervals(
     """A row for each arm: mean and 95% interval in colour, each seed a small ring.
 
     An interval that is wider than all that was seen is cut off at an arrow: three times the range
-    of the seeds is drawn.
+    of the seeds is drawn. There is none where a true value is larger than the one that counts.
 
     Args:
       arms: by name, the interval, the values by seed (None is not known), and the seeds whose
@@ -139,13 +139,13 @@ def intervals(
                     ha="center", va="center", fontsize=8.5,
                 )  # fmt: skip
                 continue
-            if math.isfinite(found.half):
+            if math.isfinite(found.half) and not larger:
                 low, high = max(found.low, left), min(found.high, right)
                 axes.plot([low, high], [position] * 2, color=colour, linewidth=2.2, alpha=0.55)
                 for end, whole, mark in ((low, found.low, "<"), (high, found.high, ">")):
                     axes.plot(end, position, mark if end != whole else "|", ms=6, color=colour)
-            (dot,) = axes.plot(found.mean, position, "o", ms=6, color=colour)
-            tip(dot, f"{arm}: {text(found)}")
+            (dot,) = axes.plot(found.mean, position, ">" if larger else "o", ms=6, color=colour)
+            tip(dot, f"{arm}: more than {text(found.mean)}" if larger else f"{arm}: {text(found)}")
         axes.set_yticks(range(len(arms)), list(arms))
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.set_xlabel(label)

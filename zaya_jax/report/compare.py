@@ -43,6 +43,8 @@ MEASURED = (
 """What runs that no sweep made are compared in, as far as they have it."""
 
 DOTS = "Mean (dot), 95% interval (bar; an arrow: it goes on), every seed (ring)."
+BOUNDS = {"at least": "<", "at most": ">", "about": "≈"}
+"""Of a gain in steps, as those of the difference, which has the other sign."""
 TONES = {AGREES: "good", DISAGREES: "bad", NOT_SETTLED: "open"}
 
 
@@ -214,13 +216,22 @@ def _differences(arms: Sequence[Arm], measures: Sequence[str]) -> list[Part]:
                 continue
             tone = {AGREES: "good", DISAGREES: "bad"}.get(found.word)
             sign = MEASURES[name].goal == arms_lib.LESS
-            said = mean_and_half(found.gain.flipped() if sign else found.gain, signed=True)
+            gain = found.gain.flipped() if sign else found.gain
+            said = mean_and_half(gain, signed=True)
+            if found.bound:  # of steps, of which less is better
+                bound = f"{BOUNDS[found.bound]} {gain.mean:+,.4g}"
+                said = bound if gain.mean else "not known"
             row.append(Badge(said, tone) if tone else said)
         rows.append(row)
     note = (
         f"Arm minus {first.name}, paired by seed, with its 95% interval. Bold where the interval "
         "excludes zero: green on this page is better, red is worse."
     )
+    if any(arm.unreached(name) for arm in arms for name in measures):
+        note += (
+            " Where runs never came to what is counted in steps, the true difference is smaller "
+            f"(<) or larger (>), or either (≈), and {words.LONGER}."
+        )
     return [Table(rows, ["arm", *(words.measure(name) for name in measures)]), Text(note, "note")]
 
 
@@ -267,7 +278,8 @@ def _results(
         },
         "claims": [
             dataclasses.asdict(claim)
-            | {"verdict": found.word, "gain": sections.plain(found.gain), "seeds": found.seeds}
+            | {"verdict": found.word, "gain": sections.plain(found.gain)}
+            | {"seeds": found.seeds, "bound": found.bound}
             for claim, found in verdicts
         ],
         "warnings": list(warnings),

@@ -99,11 +99,21 @@ class Verdict:
       gain: how much better the arm is that is said to be; positive is on the claimed side. None
         if no seed has both.
       seeds: of an open one, see `seeds_to_settle`.
+      bound: how the true gain lies to `gain` where an arm did not come to what is counted:
+        `at least` that, `at most` that, or `about` that, which is either; else empty.
     """
 
     word: str
     gain: Interval | None
     seeds: int | None = None
+    bound: str = ""
+
+    def bounded(self, bound: str) -> Verdict:
+        """The verdict where the gain is a bound: it has to hold on the other side as well."""
+        if not bound:
+            return self
+        holds = bound == {AGREES: "at least", DISAGREES: "at most"}.get(self.word)
+        return Verdict(self.word if holds else NOT_SETTLED, self.gain, bound=bound)
 
 
 def verdict(gain: Interval | None) -> Verdict:

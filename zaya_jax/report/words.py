@@ -17,6 +17,9 @@ from zaya_jax.report.statistics import (
 )
 from zaya_jax.sweep.measures import LESS, MEASURES
 
+LONGER = "a longer run, not more seeds, would tell more"
+_FLIPPED = {"at least": "at most", "at most": "at least"}
+
 
 def measure(name: str) -> str:
     """Title, unit and which values are better: `held-out bits per byte (less is better)`."""
@@ -38,9 +41,9 @@ def measured(arm: Arm, name: str) -> str:
         return "no number"
     if never == len(values):
         return f"never, > {text(found.mean)}"
-    said = seeded(found)
     if never:
-        return f"> {said}; never in {never} of {plural(len(values), 'seed')}"
+        return f"> {text(found.mean)}; never in {never} of {plural(len(values), 'seed')}"
+    said = seeded(found)
     missing = sum(value.number is None for value in values.values())
     return f"{said}; no number in {missing} of {len(values)}" if missing else said
 
@@ -63,9 +66,10 @@ def evidence(found: Verdict, name: str) -> str:
         return "no seed has numbers of both arms"
     unit = f" {MEASURES[name].unit}" if MEASURES[name].unit else ""
     way = better(name) if gain.mean >= 0 else {"less": "more", "more": "less"}[better(name)]
-    size = mean_and_half(gain if gain.mean >= 0 else gain.flipped())
-    said = f"{size}{unit} {way}, {plural(gain.n, 'seed')}"
-    if not gain.mean:
+    said = f"{size(found)}{unit} {way}, {plural(gain.n, 'seed')}"
+    if not gain.mean and found.bound:
+        said = f"no difference as far as the runs went, {plural(gain.n, 'seed')}"
+    elif not gain.mean:
         said = f"no difference{f' ± {text(gain.half)}{unit}' if gain.n > 1 else ''}, " + plural(
             gain.n, "seed"
         )
@@ -73,8 +77,10 @@ def evidence(found: Verdict, name: str) -> str:
 
 
 def settling(found: Verdict) -> str:
-    """How many seeds an open question wants."""
+    """How many seeds, or what else, an open question wants."""
     gain = found.gain
+    if found.bound:
+        return LONGER
     if gain is None or gain.n < 2:
         return "at least two seeds of both are needed to say more"
     if not gain.mean:
@@ -94,18 +100,24 @@ def outcome(arms: Sequence[Arm], name: str) -> Iterator[str]:
     best, *others = order
     found = best.interval(name)
     assert found is not None
+    if all(arm.unreached(name) == list(arm.values(name)) for arm in order):
+        most = max(int(x) for arm in order for x in arm.numbers(name).values() if x is not None)
+        yield f"{title[:1].upper()}{title[1:]}: no arm reached it within {most:,} steps; {LONGER}."
+        return
     seeds = plural(found.n, "seed")
     line = f"{best.name} has the best {title}: {mean_and_half(found)} ({seeds}"
     line += ", mean and 95% interval)." if found.n > 1 else ": nothing is known of the noise)."
+    if best.unreached(name):
+        line = f"{best.name} has the best {title}: {measured(best, name)}."
     told, open_ = [], []
     for other in others:
         verdict = compare(best, other, name)
-        said = f"{other.name} (by {_size(verdict)})"
+        said = f"{other.name} (by {size(verdict)})"
         if verdict.word == AGREES:
             told.append(said)
         elif verdict.word == NOT_SETTLED:
             ask = f"; {settling(verdict)}" if verdict.gain and verdict.gain.n > 1 else ""
-            open_.append(f"{other.name} ({_size(verdict)} apart{ask})")
+            open_.append(f"{other.name} ({size(verdict)} apart{ask})")
         else:
             assert verdict.word == DISAGREES  # seeds that not all arms have can do that
             open_.append(f"{other.name} (which is better seed by seed)")
@@ -116,5 +128,11 @@ def outcome(arms: Sequence[Arm], name: str) -> Iterator[str]:
     yield line
 
 
-def _size(found: Verdict) -> str:
-    return "an unknown amount" if found.gain is None else mean_and_half(found.gain)
+def size(found: Verdict) -> str:
+    """How large a difference is, without its sign; a bound has no interval."""
+    gain, bound = found.gain, found.bound
+    if gain is None:
+        return "an unknown amount"
+    if gain.mean < 0:
+        gain, bound = gain.flipped(), _FLIPPED.get(bound, bound)
+    return f"{bound} {text(gain.mean)}" if bound else mean_and_half(gain)
