@@ -34,6 +34,16 @@ def test_a_line_that_was_cut_off_is_left_out_and_told(folder):
     assert "Under way, or stopped: " in text and "of 400 steps were told of so far" in text
 
 
+def test_a_run_that_was_stopped_in_its_last_evaluation_is_not_finished(folder):
+    file = folder / workdir.METRICS
+    lines = file.read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1])["step"] == 400 and "heldout_loss" in lines[-1]
+    file.write_text("".join(lines[:-1]))
+    found = run.read(folder)
+    assert found.step == 400 and not found.finished
+    assert "400 of 400 steps were told of so far, but not the last evaluation." in words(folder)
+
+
 def test_a_cut_at_any_place_has_a_page(folder):
     file = folder / workdir.METRICS
     whole = file.read_bytes()

@@ -132,8 +132,7 @@ def _unfinished(arms: Sequence[Arm]) -> Iterator[str]:
     for arm in arms:
         for seed, run in arm.runs.items():
             if not run.finished:
-                steps = f"{run.step:,} of {run.steps:,} steps"
-                yield f"{arm.name}, seed {seed}, is not counted: {steps} were told of so far."
+                yield f"{arm.name}, seed {seed}, is not counted: {run.so_far}."
 
 
 def _verdict(claim: Claim, arms: Sequence[Arm]) -> Verdict:

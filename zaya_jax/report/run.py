@@ -79,7 +79,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.steps is None or self.step >= self.steps
+        """Whether it has the evaluation of its last step, without which measures are of earlier."""
+        steps = self.steps
+        return steps is None or any(record["step"] >= steps for record in self.evaluations)
+
+    @property
+    def so_far(self) -> str:
+        """How much there is of a run that is not finished."""
+        last = ", but not the last evaluation" if self.step >= (self.steps or 0) else ""
+        return f"{self.step:,} of {self.steps:,} steps were told of so far{last}"
 
     @property
     def seconds(self) -> float:
@@ -181,9 +189,7 @@ def read(folder: Path) -> Run:
     if not run.train:
         problems.append("No training step was told of yet.")
     if not run.finished:
-        problems.append(
-            f"Under way, or stopped: {run.step:,} of {run.steps:,} steps were told of so far."
-        )
+        problems.append(f"Under way, or stopped: {run.so_far}.")
     return dataclasses.replace(run, problems=tuple(problems))
 
 
