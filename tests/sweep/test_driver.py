@@ -1,5 +1,6 @@
 """Sweeps that are whole, stopped or have bad trials come to the right record."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 
+import optuna
 import pytest
 
 from tests.sweep.fakes import GAINS, Run, behaves, make, same, starts
@@ -15,6 +17,7 @@ from zaya_jax.config import Pruning, to_dict
 from zaya_jax.data.cache import atomic_path
 from zaya_jax.errors import UserError
 from zaya_jax.sweep import driver, record, supervise
+from zaya_jax.sweep.study import Study
 from zaya_jax.train import workdir
 
 
@@ -214,6 +217,60 @@ def test_a_lost_storage_is_made_again_from_the_runs(tmp_path):
     (tmp_path / "study.db").unlink()
     assert Run(sweep, tmp_path).trials == before
     assert starts(tmp_path, 0, 0) == 1
+
+
+def test_a_sweep_begun_before_a_field_was_added_goes_on(tmp_path):
+    sweep = make(arms={"a": {}})
+    older = to_dict(sweep)
+    del older["base"]["train"]["log_loads"], older["pruning"]
+    workdir.write_json(tmp_path / record.SWEEP, older)
+    driver.claim(sweep, tmp_path)
+    assert json.loads((tmp_path / record.SWEEP).read_text()) == record.plain(to_dict(sweep))
+    older["objective"] = "a measure of another version"
+    workdir.write_json(tmp_path / record.SWEEP, older)
+    with pytest.raises(UserError, match="objective: 'a measure of another version' there"):
+        driver.claim(sweep, tmp_path)
+
+
+def test_another_order_of_arms_or_of_a_grids_fields_is_another_sweep(tmp_path):
+    """It numbers the trials: the runs of one would be told as those of another."""
+    arms = make(arms={"a": {}, "b": {"balance": {"ki": 1.0}}}, seeds=(0,))
+    turned = dataclasses.replace(arms, arms=dict(reversed(arms.arms.items())))
+    Run(arms, tmp_path / "arms")
+    with pytest.raises(UserError, match=r"arms: \['a', 'b'\] there, \['b', 'a'\] here"):
+        driver.claim(turned, tmp_path / "arms")
+    grid = [{"kp": (0.1, 0.2), "ki": (0.1, 0.2)}, {"ki": (0.1, 0.2), "kp": (0.1, 0.2)}]
+    one, two = (make(search="grid", space={"balance": fields}) for fields in grid)
+    driver.claim(one, tmp_path / "grid")
+    with pytest.raises(UserError, match=r"space: \['balance.kp', 'balance.ki'\] there"):
+        driver.claim(two, tmp_path / "grid")
+
+
+def test_trials_that_were_drawn_in_another_order_are_refused(tmp_path):
+    """As a storage that an earlier version let through."""
+    arms = make(arms={"a": {}, "b": {"balance": {"ki": 1.0}}}, seeds=(0,))
+    Run(arms, tmp_path)
+    turned = dataclasses.replace(arms, arms=dict(reversed(arms.arms.items())))
+    url = f"sqlite:///{tmp_path / record.STUDY}"
+    optuna.load_study(study_name="sweep", storage=url).set_user_attr(record.SWEEP, to_dict(turned))
+    with pytest.raises(UserError, match="trial 0 is a there, b here: the order of arms"):
+        Study(turned, tmp_path)
+
+
+def test_a_study_that_no_sweep_made_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path / record.STUDY}"
+    optuna.create_study(storage=url, study_name="sweep").optimize(lambda trial: 1.0, n_trials=1)
+    with pytest.raises(UserError, match="study.db: holds a study of Optuna's that no sweep made"):
+        Study(make(arms={"a": {}}), tmp_path)
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "which? {these} 100%"
+    sweep = make(arms={"a": {}}, seeds=(0,))
+    for _ in range(2):
+        assert Run(sweep, folder).states == {"a": "complete"}
+    assert (folder / record.STUDY).stat().st_size and not (tmp_path / "which").exists()
+    assert starts(folder, 0, 0) == 1
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):

@@ -7,7 +7,9 @@ it. A process may be killed between any two of these: what is there is whole.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError  # Optuna's storage stands on it
 
+from zaya_jax import config
 from zaya_jax.config import Sweep, to_dict
 from zaya_jax.config.build import tuples
+from zaya_jax.config.sweep import flat
 from zaya_jax.errors import UserError
 from zaya_jax.sweep import draw as draw_lib
 from zaya_jax.sweep.draw import Draw
@@ -84,7 +88,11 @@ class Study:
     def __init__(self, sweep: Sweep, folder: Path):
         self._sweep, file = sweep, folder / STUDY
         try:
-            self._storage = optuna.storages.RDBStorage(f"sqlite:///{file.absolute()}")
+            # Opened by hand: Optuna would take a `?` or a brace in a path for something else.
+            connect = functools.partial(sqlite3.connect, file.absolute(), check_same_thread=False)
+            self._storage = optuna.storages.RDBStorage(
+                f"sqlite:///{STUDY}", engine_kwargs={"creator": connect}
+            )
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=NAME,
@@ -94,13 +102,29 @@ class Study:
             there = self._study.user_attrs.get(SWEEP)
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             raise UserError(f"{file}: no storage of a sweep: {first_line(error)}") from None
+        trials = self._study.get_trials(deepcopy=False)
         if there is not None:
             check_same(sweep, there, folder)
+        elif trials:
+            raise UserError(f"{file}: holds a study of Optuna's that no sweep made: move it away")
+        self.draws = [_draw_of(trial) for trial in trials]
+        self._check_draws(folder)
         self._study.set_user_attr(SWEEP, to_dict(sweep))
         self._id = self._storage.get_study_id_from_name(NAME)
-        trials = self._study.get_trials(deepcopy=False)
-        self.draws = [_draw_of(trial) for trial in trials]
         self.outcomes = {t.number: _outcome_of(t) for t in trials if t.state.is_finished()}
+
+    def _check_draws(self, folder: Path) -> None:
+        """Whether the numbers of arms and points of a grid are those of this sweep."""
+        if self._sweep.search not in ("arms", "grid"):
+            return
+        for number, there in enumerate(self.draws):
+            here = draw_lib.draw(self._sweep, number, [])
+            if (there.arm, there.fields) != (here.arm, here.fields):
+                raise UserError(
+                    f"--workdir={folder}: trial {number} is {there.arm or there.fields} there, "
+                    f"{here.arm or here.fields} here: the order of arms, and of the fields of a "
+                    "grid, numbers the trials"
+                )
 
     def draw(self) -> None:
         """Draws the next trial and writes it down."""
@@ -160,12 +184,20 @@ def check_same(sweep: Sweep, there: dict[str, Any], folder: Path) -> None:
     Raises:
       UserError: it is another one; lists the fields that differ.
     """
+    try:  # fields that it was begun without have their defaults
+        there = plain(to_dict(config.sweep_from_dict(there)))
+    except UserError:
+        pass  # of another version: as it is
     here = plain(to_dict(sweep))
     changed = {
         path: values
         for path, values in workdir.differences(there, here).items()
         if path.split(".")[0] not in MAY_CHANGE
     }
+    for name in ("arms", "space"):  # their order numbers the trials, and leads the samplers
+        old, new = (list(flat(data.get(name, {}))) for data in (there, here))
+        if old != new and sorted(old) == sorted(new):
+            changed[name] = (old, new)
     if changed:
         lines = [f"  {path}: {old!r} there, {new!r} here" for path, (old, new) in changed.items()]
         raise UserError(
