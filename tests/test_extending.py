@@ -16,6 +16,7 @@ from tests.train.conftest import corpus, experiment  # noqa: F401  # fixtures
 from zaya_jax import cli, config, load
 from zaya_jax.config import ConfigError
 from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, find
+from zaya_jax.errors import UserError
 from zaya_jax.model import cache as caches
 from zaya_jax.model.functional import declarations, init, merge
 
@@ -161,6 +162,10 @@ def reserved(param, x, state, model):
     return x @ param("biases", (model.hidden_size, 5), ("embed", "experts")), None
 
 
+def alone(param, x, state, model):
+    return x @ param("out", (model.hidden_size, 5), ("embed", "experts"))
+
+
 def stateful(param, x, state, model):
     """Depth averaging of one's own: the first layer has no weight for a state."""
     logits = x @ param("out", (model.hidden_size, 5), ("embed", "experts"))
@@ -175,6 +180,7 @@ def stateful(param, x, state, model):
         ("few", r"logits of shape \(1, 2\); expected \(1, 5\)"),
         ("twice", r"names 'out' twice"),
         ("reserved", r"'biases' is no free name"),
+        ("alone", r"returns \w*Tracer\w*; expected \(logits, state\), or Fused"),
     ],
 )
 def test_mistakes_of_a_router_kind_are_told_when_the_network_is_built(
@@ -182,7 +188,7 @@ def test_mistakes_of_a_router_kind_are_told_when_the_network_is_built(
     kind,
     message,
 ):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=f"router kind '.*{message}"):
         declarations(chosen(experiment, {"model.router.kind": f"{__name__}:{kind}"}).model)
 
 

@@ -1,11 +1,13 @@
 """Mistakes in a sweep are told before anything is drawn, with the field and what would do."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import pytest
 
-from tests.sweep.fakes import GAINS, make
+from tests.sweep.fakes import GAINS, behaves, make
+from tests.train.conftest import MODEL
 from zaya_jax import config
 from zaya_jax.config import ConfigError, Range
 from zaya_jax.sweep import measures, plan, table
@@ -133,3 +135,11 @@ def test_all_mistakes_are_told_together():
         config.sweep_from_dict({"arms": {"a": {"balance": {"kp": "x"}}}, "seeds": (), "trials": 0})
     text = str(raised.value)
     assert all(field in text for field in ("arms.a.balance.kp", "seeds", "trials"))
+
+
+def test_an_arm_whose_network_cannot_be_built_has_no_costs_and_keeps_none_back():
+    arms = {"right": {}, "wrong": {"model": {"router": {"kind": "tests.test_extending:few"}}}}
+    base = dataclasses.replace(behaves("well", sequence_length=32), model=MODEL)
+    sweep = make(base, arms=arms)
+    told = table.intro(sweep, table.known_beforehand(sweep), 1)
+    assert "  right " in told and "  wrong " not in told

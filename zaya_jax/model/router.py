@@ -18,6 +18,7 @@ from flax import nnx
 from pallas_kernels.router import Routing, Weights, choose, router
 from zaya_jax.config import Model
 from zaya_jax.config.kinds import ROUTER_KINDS, find
+from zaya_jax.errors import UserError
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import BalancingBias, Declare, Init, normal, ones, zeros
 
@@ -143,13 +144,14 @@ def _declared(model: Model, *, first: bool) -> list[_Declared]:
     """The parameters of a router: what its kind names when it is run, without numbers, on a token.
 
     Raises:
-      ValueError: a kind that names a parameter twice, or whose logits are not [T, classes].
+      UserError: a kind that names a parameter twice, that returns no logits and state, or
+        whose logits are not [T, classes].
     """
     kind, found = kind_of(model), dict[str, _Declared]()
 
     def param(name, shape, axes, init=None, *, hf=None) -> jax.Array:
         if name in found:
-            raise ValueError(f"router kind {model.router.kind!r} names {name!r} twice")
+            raise UserError(f"router kind {model.router.kind!r} names {name!r} twice")
         found[name] = _Declared(name, shape, axes, init, hf or name)
         return jnp.zeros(shape, model.param_dtype)
 
@@ -159,9 +161,14 @@ def _declared(model: Model, *, first: bool) -> list[_Declared]:
         if isinstance(scores, Fused):
             down = scores.weights.down if scores.carries else None
             return None if down is None else x @ down.astype(x.dtype)
+        if not isinstance(scores, tuple) or len(scores) != 2:
+            raise UserError(
+                f"router kind {model.router.kind!r} returns {type(scores).__name__}; expected "
+                "(logits, state), or Fused"
+            )
         logits, state = scores
         if logits.shape != (len(x), classes(model)):
-            raise ValueError(
+            raise UserError(
                 f"router kind {model.router.kind!r} gives logits of shape {logits.shape}; expected "
                 f"{(len(x), classes(model))}: tokens, and experts with the skip class if any"
             )
@@ -201,7 +208,7 @@ class Router(nnx.Module):
         )
         for name, shape, axes, init, hf in _declared(model, first=first):
             if hasattr(self, name):
-                raise ValueError(f"router kind {model.router.kind!r}: {name!r} is no free name")
+                raise UserError(f"router kind {model.router.kind!r}: {name!r} is no free name")
             matrix = len(shape) > 1
             variable = declare(
                 shape,

@@ -11,6 +11,7 @@ from scipy.special import stdtrit  # scipy comes with jax, which requires it
 from zaya_jax import config, costs
 from zaya_jax.config import ConfigError, Experiment, Range, Sweep
 from zaya_jax.costs import Costs
+from zaya_jax.errors import UserError
 from zaya_jax.sweep import draw, plan
 from zaya_jax.sweep.measures import MEASURES
 from zaya_jax.sweep.record import Trial
@@ -38,10 +39,19 @@ def intro(sweep: Sweep, drawn: Mapping[str, Experiment], workers: int) -> str:
     ]
     for path, leaf in config.space(sweep).items():
         lines.append(f"  {path}: {_choice(leaf)}")
-    found = {name: costs.of(experiment) for name, experiment in drawn.items()}
+    found = dict(_found(drawn))
     lines += _costs(found or {"base": costs.of(sweep.base)})
     lines += [f"warning: {line}" for line in costs.mismatches(found)]
     return "\n".join(lines)
+
+
+def _found(drawn: Mapping[str, Experiment]) -> Iterator[tuple[str, Costs]]:
+    """Costs by name; networks that cannot be built are left out."""
+    for name, experiment in drawn.items():
+        try:
+            yield name, costs.of(experiment)
+        except UserError:
+            continue  # its trial will say why
 
 
 def known_beforehand(sweep: Sweep) -> dict[str, Experiment]:
