@@ -148,6 +148,24 @@ def test_a_sweep_without_a_value_has_a_page(search_folder, tmp_path, undrawn):
     assert any("0 of 13 trials are done" in line for line in opening(page))
 
 
+def test_trials_of_which_more_is_to_come_did_not_come_to_nothing(search_folder, tmp_path, undrawn):
+    states = {0: "waiting", 1: "running", 2: "pruned", 3: "invalid", 4: "complete"}
+
+    def change(trial):
+        if trial.number not in states:
+            return trial
+        return dataclasses.replace(trial, state=states[trial.number], value=None, values={})
+
+    page = cli.of([with_trials(search_folder, tmp_path / "open", change)])
+    (table,) = tables(page, "Trials that came to nothing")
+    assert [(row[0], row[2]) for row in table.rows] == [
+        ("trial 2", "pruned"),
+        ("trial 3", "invalid"),
+        ("trial 4", "complete"),
+        ("trial 12", "failed"),
+    ]
+
+
 def test_a_sweep_of_one_trial_has_a_page(search_folder, tmp_path, undrawn):
     def change(trial):
         return trial if trial.number == 3 else dataclasses.replace(trial, state="pruned")

@@ -154,7 +154,7 @@ def _space(
         "colour goes from grey (worst) to blue (best).",
         wide=True,
     )
-    lost = [trial.number for trial in study.lost if trial.state not in ("waiting", "running")]
+    lost = [trial.number for trial in study.lost]
     goal = "min" if MEASURES[study.objective].goal == LESS else "max"
     yield Figure(
         "History",

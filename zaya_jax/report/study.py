@@ -20,6 +20,9 @@ from zaya_jax.train import workdir
 
 Record = dict[str, Any]
 
+OPEN = ("waiting", "running")
+"""States of trials of which more is to come."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -60,8 +63,9 @@ class Study:
 
     @property
     def lost(self) -> list[Trial]:
-        """The trials that came to no number: not complete, or without the objective."""
-        return [t for t in self.trials if t.state != "complete" or t.value is None]
+        """The trials that ended without a number: not complete, or without the objective."""
+        ended = [trial for trial in self.trials if trial.state not in OPEN]
+        return [t for t in ended if t.state != "complete" or t.value is None]
 
 
 def is_sweep(folder: Path) -> bool:
@@ -132,7 +136,7 @@ def _arms(
 
 def _tell_open(trials: list[Trial], problems: list[str]) -> None:
     """Says what is still to be done."""
-    waiting = [t for t in trials if t.state in ("waiting", "running")]
+    waiting = [t for t in trials if t.state in OPEN]
     if waiting:
         done = len(trials) - len(waiting)
         problems.append(
