@@ -144,9 +144,10 @@ def test_where_no_run_is_finished_all_count_up_to_a_common_step(tmp_path):
     assert values["1"] == next(r["heldout_bits_per_byte"] for r in records if r["step"] == 120)
 
 
-def test_an_arm_under_way_has_the_seeds_that_are_done(arms_folder, tmp_path):
+@pytest.mark.parametrize("state", ["running", "waiting", "failed"])
+def test_an_arm_that_is_not_done_has_the_seeds_that_are(arms_folder, tmp_path, state):
     found = study.read(arms_folder)
-    trials = [dataclasses.replace(t, state="running", value=None) for t in found.trials[:1]]
+    trials = [dataclasses.replace(t, state=state, value=None) for t in found.trials[:1]]
     folder = tmp_path / "sweep"
     write_run(record.folder_of(folder, 0, 0), BASE)
     for name in (record.SWEEP, workdir.ENVIRONMENT):
@@ -154,7 +155,8 @@ def test_an_arm_under_way_has_the_seeds_that_are_done(arms_folder, tmp_path):
     record.write_trials(folder, trials)
     page = cli.of([folder])
     assert tables(page, "The arms")[0].rows[0][1] == 1
-    assert any("0 of 1 trials are done" in w for w in page.results["warnings"])
+    under_way = any("0 of 1 trials are done" in w for w in page.results["warnings"])
+    assert under_way == (state != "failed")
 
 
 def test_a_sweep_among_several_directories_is_refused(arms_folder, run_folder):
