@@ -162,6 +162,12 @@ def reserved(param, x, state, model):
     return x @ param("biases", (model.hidden_size, 5), ("embed", "experts")), None
 
 
+def namesakes(param, x, state, model):
+    """A second parameter of another name, but the same in a Hugging Face file."""
+    shape, axes = (model.hidden_size, 5), ("embed", "experts")
+    return x @ (param("out", shape, axes) - param("other", shape, axes, hf="out")), None
+
+
 def alone(param, x, state, model):
     return x @ param("out", (model.hidden_size, 5), ("embed", "experts"))
 
@@ -190,6 +196,13 @@ def test_mistakes_of_a_router_kind_are_told_when_the_network_is_built(
 ):
     with pytest.raises(UserError, match=f"router kind '.*{message}"):
         declarations(chosen(experiment, {"model.router.kind": f"{__name__}:{kind}"}).model)
+
+
+@pytest.mark.parametrize("layers", ["unroll", "scan"])
+def test_two_parameters_of_one_name_are_refused(experiment, layers):  # noqa: F811
+    kind = {"model.router.kind": f"{__name__}:namesakes", "model.layers": layers}
+    with pytest.raises(UserError, match=r"router\.other and .*router\.out are both named 'mlp"):
+        declarations(chosen(experiment, kind).model)
 
 
 def test_a_router_kind_can_carry_a_state_over_depth(experiment):  # noqa: F811

@@ -62,7 +62,25 @@ def _split(model: Model):
         )
     abstract = nnx.eval_shape(lambda: Decoder(model, jax.random.key(0)))
     split: Any = nnx.split(abstract, nnx.Param, BalancingBias)
+    _refuse_same_names({**_declare(split[1]), **_declare(split[2])})
     return split
+
+
+def _refuse_same_names(found: Mapping[str, Declaration]) -> None:
+    """Two parameters of one name in a layer would begin with equal values, and share a tensor of
+    an exported file.
+
+    Raises:
+      UserError: there are two.
+    """
+    paths: dict[tuple, str] = {}
+    for path, declared in found.items():
+        other = paths.setdefault((declared.layers, declared.name), path)
+        if other != path:
+            raise UserError(
+                f"parameters {other} and {path} are both named {declared.name!r} in a Hugging Face "
+                "file; expected a name of its own for each"
+            )
 
 
 def _declare(state) -> dict[str, Declaration]:
