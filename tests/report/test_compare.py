@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 
@@ -122,6 +123,20 @@ def test_runs_that_differ_in_more_than_their_fields_are_warned_of(tmp_path):
     told = " ".join(compare.of_runs([tmp_path / "0", tmp_path / "1"]).results["warnings"])
     for what in ("commits", "hardware", "data"):
         assert what in told
+
+
+def test_a_sweep_ran_where_its_runs_did_not_where_its_pages_were_written(arms_folder, tmp_path):
+    folder = shutil.copytree(arms_folder, tmp_path / "sweep")
+    starts = json.loads((folder / workdir.ENVIRONMENT).read_text())
+    again = starts[0] | {"commit": "later", "processor": "another"}
+    workdir.write_json(folder / workdir.ENVIRONMENT, [*starts, again])
+    file = record.folder_of(folder, 1, 2) / workdir.ENVIRONMENT
+    own = json.loads(file.read_text())
+    workdir.write_json(file, [own[0] | {"commit": "feed-dirty"}])
+    (table,) = tables(cli.of([folder]), "Ran on")
+    rows = dict(table.rows)
+    assert rows["commit"] == "0123456789abcdef (8 runs); feed-dirty (1 run)"
+    assert rows["processor"] == "an imagined processor" and rows["versions.jax"] == "0.10.2"
 
 
 def test_a_run_under_way_does_not_count_beside_finished_ones(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from zaya_jax.report.content import (
     Text,
     fields,
     flat,
+    plural,
     setting,
+    text,
 )
 from zaya_jax.report.run import Record, Run, changed_fields
 
@@ -63,7 +66,7 @@ def of_run(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> Page:
             Section("Results and costs", [fields(results)], summary=True),
             Section("Commands, of every start", list(_commands(run.starts))),
             Section("Config, where it is not the default", _settings(changed_fields(run.config))),
-            Section("Ran on", place(run.starts)),
+            Section("Ran on", place([run])),
             Section("Data", [fields(flat(run.data))] if run.data else []),
             Section("The whole config", [Code(json.dumps(run.config, indent=2))], folded=True),
         ],
@@ -139,8 +142,21 @@ def _settings(changed: Record) -> list[Part]:
     return [Table([(path, setting(value)) for path, value in changed.items()])] if changed else []
 
 
-def place(starts: Sequence[Record]) -> list[Part]:
-    """What the last start ran on."""
-    if not starts:
-        return []
-    return [fields(flat({name: x for name, x in starts[-1].items() if name != "command"}))]
+def place(runs: Sequence[Run]) -> list[Part]:
+    """What the runs ran on, as their own starts say: every value, with how many runs have it."""
+    starts = [[flat(start) for start in run.starts] for run in runs]
+    names = dict.fromkeys(name for own in starts for start in own for name in start)
+    found: dict[str, Any] = {}
+    for name in names:
+        if name in ("command", "time"):
+            continue
+        # A run that was stopped and went on elsewhere has several values, and counts for each.
+        own = [dict.fromkeys(text(start.get(name)) for start in run) for run in starts]
+        counts = Counter(value for values in own for value in values)
+        more = len(counts) > 1
+        said = [f"{x} ({plural(n, 'run')})" if more else x for x, n in counts.most_common()]
+        found[name] = "; ".join(said)
+    times = sorted(str(start["time"]) for own in starts for start in own if start.get("time"))
+    if times:
+        found["started"] = " to ".join(dict.fromkeys((times[0], times[-1])))
+    return [fields(found)] if found else []

@@ -119,7 +119,7 @@ def of_sweep(study: Study) -> list[Section]:
     return [
         Section("Trials that came to nothing", _lost(study)),
         Section("Commands", list(_commands(study))),
-        *place(runs, study.starts),
+        *place(runs),
     ]
 
 
@@ -153,9 +153,8 @@ def _commands(study: Study) -> Iterator[Part]:
         yield Code("\n".join(f"{trial.command}  # {trial.number}" for trial in trials))
 
 
-def place(runs: Sequence[Run], starts: Sequence[dict[str, Any]] = ()) -> list[Section]:
+def place(runs: Sequence[Run]) -> list[Section]:
     """What was it run on, and what did it cost."""
-    starts = starts or [run.starts[-1] for run in runs if run.starts]
     cost = fields(
         {
             "runs": len(runs),
@@ -165,7 +164,7 @@ def place(runs: Sequence[Run], starts: Sequence[dict[str, Any]] = ()) -> list[Se
     )
     note = "Runs at the same time share cores, so core-seconds are an upper bound."
     return [
-        Section("Ran on", ran_on(starts)),
+        Section("Ran on", ran_on(runs)),
         Section("Time taken", [cost, Text(note, "note")] if runs else []),
     ]
 
