@@ -10,6 +10,7 @@ from tests.train.conftest import MODEL
 from zaya_jax import costs
 from zaya_jax.config import Experiment, Lora, Train
 from zaya_jax.costs import Costs
+from zaya_jax.model.attention.gqa import GQA
 
 S = 8  # tokens of a row; a query sees (S + 1) / 2 of them on average
 
@@ -46,6 +47,20 @@ def test_parameters_and_flops_are_those_counted_by_hand(kind):
     assert found.active_parameters == active
     scores_and_values = 2 * (2 * 2 * 32) * (S + 1) / 2  # layers, q k and p v, heads * channels
     assert found.flops_per_token == 3 * (2 * active + scores_and_values)
+
+
+class Summed(GQA):
+    """Says that it sees no keys, but a state of its own."""
+
+    @staticmethod
+    def score_flops(model, keys):
+        return 7.0
+
+
+def test_a_kind_of_ones_own_may_count_its_scores_itself():
+    summed = costs.of(experiment(kind=f"{__name__}:Summed")).flops_per_token
+    grouped = costs.of(experiment(kind="gqa")).flops_per_token
+    assert summed - 3 * 2 * 7 == grouped - 3 * 2 * (2 * 2 * 32) * (S + 1) / 2
 
 
 @pytest.mark.parametrize(

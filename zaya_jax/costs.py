@@ -10,6 +10,7 @@ import jax
 
 from zaya_jax.config import Experiment, Model
 from zaya_jax.model import cache
+from zaya_jax.model.attention import kind_of
 from zaya_jax.model.functional import active_parameter_count, parameter_count
 
 TOLERANCE = 0.02
@@ -50,7 +51,7 @@ def flops_per_token(experiment: Experiment) -> float:
     Two for each active parameter forward and four backward (arXiv 2204.02311, appendix B), two
     under LoRA, where the base gets no gradient. The tied embedding counts once, for the head; the
     skip class is not thought of. Attention: scores and values of the keys a query sees, in a
-    sequence of one document.
+    sequence of one document, as the kind counts them (`Attention.score_flops`).
     """
     model, S = experiment.model, experiment.train.sequence_length
     a = model.attention
@@ -60,7 +61,7 @@ def flops_per_token(experiment: Experiment) -> float:
         return seen - seen * (seen - 1) / (2 * S)  # the first ones see fewer
 
     spans = [keys(a.pattern[i % len(a.pattern)]) for i in range(model.num_layers)]
-    attention = 4 * a.heads * a.head_dim * sum(spans)  # q k and p v, a multiply and an add each
+    attention = sum(kind_of(model).score_flops(model, seen) for seen in spans)
     weights = 2 * active_parameter_count(model)
     return weights * (2 if experiment.lora.rank else 3) + attention * 3
 

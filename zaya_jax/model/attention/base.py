@@ -67,6 +67,12 @@ class Attention(nnx.Module):
         """What a layer keeps of `batch` rows of at most `capacity` tokens, empty."""
         raise NotImplementedError
 
+    @staticmethod
+    def score_flops(model: Model, keys: float) -> float:
+        """FLOPs of scores and values, forward, for a query that sees so many keys: a multiply and
+        an add each. A kind that is not softmax attention over `heads` x `head_dim` has its own."""
+        return 4 * model.attention.heads * model.attention.head_dim * keys
+
     def matrix(self, declare: Declare, shape, axes, name: str) -> nnx.Variable:
         """A projection [in, out]; `name` is that of its module in a Hugging Face file."""
         return declare(
