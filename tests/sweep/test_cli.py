@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.sweep.fakes import BASE, FAKE, GAINS, make
 from tests.train.conftest import MODEL
 from zaya_jax import cli
 from zaya_jax.config import Data, Experiment, Optim, Train, to_dict
-from zaya_jax.sweep import record, supervise
+from zaya_jax.sweep import machine, record, supervise
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +127,7 @@ def test_a_sweep_ends_in_a_table_and_a_record(file, sweep, tmp_path):
         (["--config.space.balance.kp=()"], "space.balance.kp is empty: expected values to try"),
         (["--config.space.balance.kp.low=3"], "space.balance.kp is empty: low = 3.0, high = 1.0"),
         (["--config.space.balance.kq=(1,)"], "no field config.space.balance.kq"),
+        (["--workdir=a,b"], "--workdir=a,b: a comma parts several runs of a page"),
         (["--executor=slurm"], "value should be one of <local|ray>"),
     ],
 )
@@ -149,6 +151,75 @@ def test_ray_is_asked_for_only_where_it_is_wanted(file, sweep, tmp_path, monkeyp
     status, _, err = sweep(f"--config={path}", *arguments, "--executor=ray")
     assert status == 2
     assert "the ray package is not installed; `pip install ray`" in err
+
+
+def ray_of(monkeypatch, *nodes):
+    """A cluster that has nodes with so many CPUs, and runs nothing; returns what became of it."""
+    calls = []
+    module = types.SimpleNamespace(
+        init=lambda **_: calls.append("init"),
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": float(n)}} for n in nodes],
+        remote=lambda function: types.SimpleNamespace(options=lambda **share: calls.append(share)),
+        shutdown=lambda: calls.append("shutdown"),
+    )
+    monkeypatch.setitem(sys.modules, "ray", module)
+    return calls
+
+
+def test_limits_of_this_machine_are_none_of_a_clusters(file, sweep, monkeypatch):
+    """The command may be typed where there is one GPU, for a cluster of many nodes."""
+    seen = {**machine.look(), "backend": "gpu", "devices": ["one"]}
+    monkeypatch.setattr(machine, "look", lambda: seen)
+    path = file(make(arms={str(i): {} for i in range(99)}))
+    arguments = [f"--config={path}", "--dry_run", "--workers=50"]
+    status, _, err = sweep(*arguments)
+    assert status == 2 and "--workers=50: a run has a GPU of its own, and there are 1" in err
+    ray_of(monkeypatch, 64)
+    status, out, err = sweep(*arguments, "--executor=ray")
+    assert (status, err) == (0, "") and "50 at a time" in out
+    calls = ray_of(monkeypatch, 7, 3, 8)
+    status, out, _ = sweep(*arguments[:2], "--executor=ray", "--threads=4")
+    assert status == 0 and "3 at a time" in out  # of 18 CPUs, but a run has those of one node
+    assert {"max_retries": 2, "num_cpus": 4} in calls
+
+
+def test_a_run_that_fits_no_node_is_not_waited_for(file, sweep, tmp_path, monkeypatch):
+    calls, folder = ray_of(monkeypatch, 4, 2), tmp_path / "w"
+    arguments = [f"--config={file(make(arms={'a': {}}))}", f"--workdir={folder}"]
+    status, _, err = sweep(*arguments, "--executor=ray", "--threads=5")
+    assert status == 2
+    assert "--threads=5: no node of the cluster has so many CPUs" in err
+    assert "the largest has 4" in err and calls == ["init", "shutdown"]
+    assert not folder.exists()
+
+
+def test_a_page_that_could_not_be_written_is_told(file, sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_REPORT_STATUS", "1")
+    arguments = [f"--config={file(make(arms={'a': {}}))}", f"--workdir={tmp_path / 'a b'}"]
+    status, out, _ = sweep(*arguments)
+    assert status == 1
+    assert f"try again: python launch.py report '--workdir={tmp_path / 'a b'}'" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def get_config(shape):\n    raise KeyError(shape)", "KeyError: 'wide'"),
+        ("def get_config(shape):\n    raise ValueError('no ' + shape)", "ValueError: no wide"),
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of"),
+        ("x = 1", "AttributeError: it has no get_config"),
+    ],
+)
+def test_a_file_that_fails_is_told_before_anything_is_written(
+    text, told, file, sweep, tmp_path, monkeypatch
+):
+    path, broken = file(make(arms={"a": {}})), tmp_path / "broken.py"
+    broken.write_text(text)
+    arguments = [f"--config={path}", f"--workdir={tmp_path / 'w'}"]
+    status, _, err = sweep(*arguments, f"--config.file={broken}:wide")
+    assert status == 2
+    assert f"file = '{broken}:wide': {told}" in err
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow
@@ -195,7 +266,7 @@ def test_a_real_sweep_is_what_its_commands_train(file, tmp_path):
 
     _, _, *arguments = shlex.split(trials[1].command)
     by_hand = tmp_path / "by hand"
-    done = launch(*arguments, f"--workdir={by_hand}", NPROC="1", OMP_NUM_THREADS="1")
+    done = launch(*arguments, f"--workdir={by_hand}", NPROC="1")
     assert done.returncode == 0, done.stderr
     last = [json.loads(line) for line in (by_hand / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["heldout_bits_per_byte"] == trials[1].value  # to the last bit

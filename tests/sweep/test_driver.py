@@ -1,9 +1,11 @@
 """Sweeps that are whole, stopped or have bad trials come to the right record."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -103,6 +105,59 @@ def test_more_trials_go_on_as_if_they_had_been_asked_for_at_once(tmp_path):
     parts, one = Run(sweep(18), tmp_path / "parts", 4), Run(sweep(18), tmp_path / "one", 4)
     assert same(parts.trials) == same(one.trials)
     assert starts(tmp_path / "parts", 13, 0) == 1
+
+
+def test_fewer_trials_leave_none_that_wait_for_ever(tmp_path):
+    def sweep(trials):
+        return make(search="tpe", space=GAINS, trials=trials, at_once=4, seeds=(0,))
+
+    def stop(text):
+        if text.startswith("trial 4"):
+            signal.raise_signal(signal.SIGTERM)
+
+    assert len(Run(sweep(8), tmp_path / "less", 1, at=stop).trials) == 8
+    less = Run(sweep(5), tmp_path / "less")
+    assert [(trial.number, trial.state) for trial in less.trials] == [
+        (number, "complete") for number in range(5)
+    ]
+    assert record.read_trials(tmp_path / "less") == less.trials
+    assert [trial.number for trial in Run(sweep(3), tmp_path / "less").trials] == [0, 1, 2, 3, 4]
+    one = Run(sweep(8), tmp_path / "one")
+    assert same(Run(sweep(8), tmp_path / "less").trials) == same(one.trials)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_fails_the_trial_whose_run_it_ends(tmp_path, monkeypatch):
+    start = supervise._start
+
+    def begin(task, *arguments):
+        return full() if task.number == 0 else start(task, *arguments)
+
+    monkeypatch.setattr(supervise, "_start", begin)
+    run = Run(make(arms={"a": {}, "b": {}}, seeds=(0,)), tmp_path)
+    assert run.states == {"a": "failed", "b": "complete"}
+    assert run.trials[0].reason == "seed 0: [Errno 28] No space left on device"
+
+
+def test_a_full_disk_under_the_records_ends_the_sweep_in_words(tmp_path, monkeypatch):
+    sweep = make(arms={"a": {}}, seeds=(0,))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write there: No s"):
+        patch.setattr(record, "write_trials", full)
+        Run(sweep, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="study.db: cannot write"):
+        patch.setattr(Study, "tell", lambda *_: full_database())
+        Run(sweep, tmp_path)
+    assert Run(sweep, tmp_path).states == {"a": "complete"}
+
+
+def full_database():
+    try:
+        raise sqlite3.OperationalError("database or disk is full")
+    except sqlite3.OperationalError as error:
+        raise optuna.exceptions.StorageInternalError("An exception is raised.") from error
 
 
 def test_pruning_depends_on_values_not_on_when_somebody_looked(tmp_path):

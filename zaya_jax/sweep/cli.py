@@ -7,8 +7,9 @@ is a `launch.py train` of its own. The same command goes on with a sweep that wa
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,8 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0 when every trial ended and none failed, 1 when some failed, 128 + the signal's
-    number when one stopped the sweep."""
+    """Returns 0 when every trial ended and none failed, 1 when some did or the page could not be
+    written, 128 + the signal's number when one stopped the sweep."""
     del argv
     settings = options.require("config")
     for name in ("workers", "threads"):
@@ -53,29 +54,30 @@ def main(argv: Sequence[str]) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name}={value}: expected at least 1")
     # Not above: `--help` needs neither jax nor Optuna.
-    from zaya_jax.sweep import driver, machine, measures, record, supervise, table
+    from zaya_jax.sweep import driver, machine, measures, plan, record, supervise, table
     from zaya_jax.sweep.board import Board
     from zaya_jax.train import workdir
 
     sweep = _sweep(settings)
     measures.check(sweep)
+    plan.check_file(sweep)
     seen = machine.look()
-    places = machine.places(seen, FLAGS.workers, FLAGS.threads)
-    print(table.intro(sweep, table.known_beforehand(sweep), len(places)), flush=True)
-    if FLAGS.dry_run:
-        return 0
-    folder = Path(options.require("workdir"))
-    with driver.lock(folder):
-        driver.claim(sweep, folder)
-        starts = folder / workdir.ENVIRONMENT
-        before = record.read_json(starts) if starts.exists() else []
-        workdir.write_json(starts, [*before, seen])
-        executor = _executor(places)
-        try:
+    executor = _executor(seen)
+    try:
+        print(table.intro(sweep, table.known_beforehand(sweep), executor.workers), flush=True)
+        if FLAGS.dry_run:
+            return 0
+        folder = _workdir()
+        with driver.lock(folder):
+            driver.claim(sweep, folder)
+            starts = folder / workdir.ENVIRONMENT
+            before = record.read_json(starts) if starts.exists() else []
+            with driver.writing(folder):
+                workdir.write_json(starts, [*before, seen])
             board = Board(sweep, folder)
             result = driver.run(sweep, folder, executor, supervise.launcher(), board)
-        finally:
-            executor.close()
+    finally:
+        executor.close()
     print(table.results(sweep, result.trials))
     options.write_json(
         {
@@ -92,11 +94,14 @@ def main(argv: Sequence[str]) -> int:
         return 128 + int(result.interrupted)
     # A command, as the runs are: the pages look at sweeps, and nothing here looks at them.
     print(end="", flush=True)
-    subprocess.run([*supervise.launcher(), "report", f"--workdir={folder}"], check=False)
+    report = ["report", f"--workdir={folder}"]
+    paged = subprocess.run([*supervise.launcher(), *report], check=False).returncode == 0
+    if not paged:
+        print(f"the page could not be written; to try again: python launch.py {shlex.join(report)}")
     failed = [str(trial.number) for trial in result.trials if trial.state == "failed"]
     if failed:
         print(f"failed: trial {', '.join(failed)}; the logs are in {folder}/trials")
-    return 1 if failed else 0
+    return 1 if failed or not paged else 0
 
 
 def _sweep(settings: Any) -> Sweep:
@@ -115,9 +120,20 @@ def _sweep(settings: Any) -> Sweep:
     return config.sweep_from_dict(data)
 
 
-def _executor(places: Sequence[dict[str, str]]) -> Executor:
-    from zaya_jax.sweep import executors
+def _workdir() -> Path:
+    """The sweep's directory, by a name that `report` can be told."""
+    name = options.require("workdir")
+    if "," in name:
+        raise UserError(
+            f"--workdir={name}: a comma parts several runs of a page; give another name"
+        )
+    return Path(name)
+
+
+def _executor(seen: Mapping[str, Any]) -> Executor:
+    """What runs the trials; the limits of this machine, of which `seen` tells, are local ones."""
+    from zaya_jax.sweep import executors, machine
 
     if FLAGS.executor == "ray":
         return executors.Ray(FLAGS.ray_address, FLAGS.workers, FLAGS.threads)
-    return executors.Local(places)
+    return executors.Local(machine.places(seen, FLAGS.workers, FLAGS.threads))

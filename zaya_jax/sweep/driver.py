@@ -15,6 +15,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
 from zaya_jax.config import ConfigError, Sweep, to_dict
 from zaya_jax.data.cache import is_scratch
 from zaya_jax.errors import UserError
@@ -22,7 +25,7 @@ from zaya_jax.sweep import draw, plan, record
 from zaya_jax.sweep.board import Board
 from zaya_jax.sweep.executors import Executor
 from zaya_jax.sweep.record import Trial
-from zaya_jax.sweep.study import Outcome, Study, check_same
+from zaya_jax.sweep.study import Outcome, Study, check_same, first_line
 from zaya_jax.sweep.supervise import Task
 from zaya_jax.train import interrupt, workdir
 
@@ -34,7 +37,7 @@ class Result:
     """How a sweep ended.
 
     Attributes:
-      trials: all that were drawn.
+      trials: all that were drawn, but those beyond the sweep's number that have not ended.
       interrupted: the signal that left something undone, if one did.
     """
 
@@ -49,7 +52,7 @@ def claim(sweep: Sweep, folder: Path) -> None:
       UserError: it cannot be written, or holds another sweep or other things.
     """
     file = folder / record.SWEEP
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
             check_same(sweep, record.read_json(file), folder)
@@ -59,8 +62,25 @@ def claim(sweep: Sweep, folder: Path) -> None:
                 f"{record.SWEEP}): give a new or an empty folder"
             )
         workdir.write_json(file, to_dict(sweep))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around what writes to a sweep's directory and its storage.
+
+    Raises:
+      UserError: it cannot be written, or no longer: the disk is full.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # of the terminal, not of a file
     except OSError as error:
-        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
+        reason = error.strerror or error
+        raise UserError(f"--workdir={folder}: cannot write there: {reason}") from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"{folder / record.STUDY}: cannot write there: {reason}") from error
 
 
 @contextmanager
@@ -70,11 +90,9 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another one does.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / workdir.LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"--workdir={folder}: cannot write there: {error.strerror}") from error
     with file:  # the lock goes with the file, however the process ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,11 +113,11 @@ def run(
       program: what a run's `train ...` is appended to.
 
     Raises:
-      UserError: as `Study`.
+      UserError: as `Study` and `writing`; the same command goes on from what was written.
     """
     study = Study(sweep, folder)
     try:
-        with interrupt.requests() as request:
+        with writing(folder), interrupt.requests() as request:
             driver = _Driver(sweep, folder, executor, program, board, study, request)
             for start in _starts(sweep):
                 if request or not driver.batch(draw.batch_of(sweep, start)):
@@ -136,7 +154,8 @@ class _Driver:
         self.trials: dict[int, Trial] = {}
         self.left = True  # something is not done yet
         for number in range(len(study.draws)):
-            self._note(number)
+            if number < draw.total(sweep) or number in study.outcomes:
+                self._note(number)  # others were drawn when the sweep had more trials
         self.board.begin(self.records())
 
     def records(self) -> list[Trial]:

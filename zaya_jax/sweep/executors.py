@@ -83,7 +83,7 @@ class Ray:
       threads: of a run, on the CPU; where the cluster has GPUs, a run gets one of them.
 
     Raises:
-      UserError: there is no ray package, or no such cluster.
+      UserError: there is no ray package, or no such cluster, or none of its nodes has so many CPUs.
     """
 
     def __init__(self, address: str | None, workers: int | None, threads: int):
@@ -102,11 +102,20 @@ class Ray:
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"--ray_address={address}: no cluster: {error}") from None
-        there = self._ray.cluster_resources()
-        share = {"num_gpus": 1} if there.get("GPU") else {"num_cpus": threads}
-        room = there.get("GPU") or there.get("CPU", 1) // threads
-        self.workers = workers or max(1, int(room))
-        self._environment = {} if there.get("GPU") else machine.limited(threads)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpu = any(node.get("GPU") for node in nodes)
+        name, each = ("GPU", 1) if gpu else ("CPU", threads)
+        room = sum(int(node.get(name, 0)) // each for node in nodes)
+        if not room:
+            most = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+            self._ray.shutdown()
+            raise UserError(
+                f"--threads={threads}: no node of the cluster has so many CPUs, a run would wait "
+                f"for ever; the largest has {most}"
+            )
+        self.workers = workers or room
+        self._environment = {} if gpu else machine.limited(threads)
+        share = {f"num_{name.lower()}s": each}
         self._remote = self._ray.remote(_supervise).options(max_retries=RESTARTS, **share)
         self._refs: dict[Future[Outcome], Any] = {}
 

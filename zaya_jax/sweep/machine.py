@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from zaya_jax import platform
@@ -39,12 +40,12 @@ def look() -> dict[str, Any]:
     return {**seen, "command": workdir.environment()["command"]}
 
 
-def gpus(seen: dict[str, Any]) -> int:
+def gpus(seen: Mapping[str, Any]) -> int:
     """How many of them a record of this machine has."""
     return len(seen["devices"]) if seen["backend"] == "gpu" else 0
 
 
-def places(seen: dict[str, Any], workers: int | None, threads: int) -> list[dict[str, str]]:
+def places(seen: Mapping[str, Any], workers: int | None, threads: int) -> list[dict[str, str]]:
     """Variables for the runs of each worker: a GPU of its own, or so many threads of the CPU.
 
     Args:

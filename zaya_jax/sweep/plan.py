@@ -64,6 +64,16 @@ def command_of(sweep: Sweep, experiment: Experiment, saved: Path) -> str:
     return " ".join([f"python launch.py train --config={shlex.quote(sweep.file)}", *flags])
 
 
+def check_file(sweep: Sweep) -> None:
+    """Whether commands can name the sweep's file.
+
+    Raises:
+      UserError: the file is no experiment file, or fails.
+    """
+    if sweep.file:
+        _experiment_in(sweep.file)
+
+
 def flags_between(there: Experiment, experiment: Experiment) -> list[str] | None:
     """The flags that turn one experiment into another; None if there are none that do."""
     changed = workdir.differences(to_dict(there), to_dict(experiment))
@@ -74,11 +84,20 @@ def flags_between(there: Experiment, experiment: Experiment) -> list[str] | None
 
 @functools.cache
 def _experiment_in(file: str) -> Experiment | None:
-    """The experiment of a file as `--config` names it; None if it has none."""
+    """The experiment of a file as `--config` names it; None if it is not there, or has another.
+
+    Raises:
+      UserError: it has no `get_config`, or one that fails.
+    """
     path, colon, argument = file.partition(":")
     if not Path(path).is_file():
         return None
     try:
-        return load.experiment(runpy.run_path(path)["get_config"](*([argument] if colon else [])))
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise AttributeError("it has no get_config")
+        return load.experiment(get_config(*([argument] if colon else [])))
     except UserError:
         return None
+    except Exception as error:  # it is the user's code
+        raise UserError(f"file = {file!r}: {type(error).__name__}: {error}") from error

@@ -87,6 +87,8 @@ def supervise(task: Task, environment: Mapping[str, str], wait: Wait) -> Outcome
             end = _run(task, seed, environment, wait)
         except Stopped:
             end = _End("stopped", "the sweep was stopped")
+        except OSError as error:  # a full disk, no room for a process
+            end = _End("failed", f"seed {seed}: {error}")
         lines = measures.read(folder, experiment)
         seconds += measures.seconds(lines) or 0.0
         points[seed] = prune.points(measure, lines)
