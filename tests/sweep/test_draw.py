@@ -59,6 +59,17 @@ def test_a_trial_knows_nothing_of_the_outcomes_of_its_own_batch(outcomes, at_onc
     assert params(one[: number + 1]) == params(two[: number + 1])
 
 
+def test_mates_of_a_batch_keep_off_each_other():
+    """Where a mate is being tried has a say in what is drawn after it, though not its outcome."""
+    sweep = make(search="tpe", space=GAINS, trials=20, at_once=4)
+    found = trials_of(sweep, [float(i) for i in range(13)])
+    away = optuna.trial.create_trial(
+        value=12.0, params=dict(found[2].params), distributions=draw.distributions(sweep)
+    )
+    away.number = 12
+    assert draw.draw(sweep, 13, found) != draw.draw(sweep, 13, [*found[:12], away])
+
+
 def test_tpe_learns_from_outcomes_and_random_does_not():
     """Between two courses of the same search, one of which is told that large gains are good."""
 

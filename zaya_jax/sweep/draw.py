@@ -142,7 +142,8 @@ def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     seed = int(np.random.SeedSequence([sweep.search_seed, number]).generate_state(1)[0])
     if sweep.search == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed)
+    # A liar takes trials that are being tried for bad ones: mates of a batch keep off each other.
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def _values(leaf: Any) -> tuple:
