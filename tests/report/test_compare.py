@@ -139,6 +139,16 @@ def test_a_sweep_ran_where_its_runs_did_not_where_its_pages_were_written(arms_fo
     assert rows["processor"] == "an imagined processor" and rows["versions.jax"] == "0.10.2"
 
 
+@pytest.mark.parametrize("said, threads", [("", 1), (" --threads=3", 3), (" --threads 3", 3)])
+def test_a_sweep_cost_the_threads_that_its_runs_had(arms_folder, tmp_path, said, threads):
+    folder = shutil.copytree(arms_folder, tmp_path / "sweep")
+    (start,) = json.loads((folder / workdir.ENVIRONMENT).read_text())
+    start["command"] += said
+    workdir.write_json(folder / workdir.ENVIRONMENT, [start])
+    (table,) = tables(cli.of([folder]), "Time taken")
+    assert dict(table.rows)["core-seconds, at most"] == 9 * 20.0 * threads  # not the 2 cores there
+
+
 def test_a_run_under_way_does_not_count_beside_finished_ones(tmp_path):
     for seed in (0, 1):
         until = 100 if seed else None

@@ -94,10 +94,15 @@ class Run:
         """Wall time, all its starts together, up to the last line written."""
         return self.records[-1].get("seconds", 0.0) if self.records else 0.0
 
-    @property
-    def core_seconds(self) -> float:
-        """Wall time by the cores that the run could use; more than it used where it shared them."""
-        return self.seconds * ((self.starts[-1].get("cores") if self.starts else None) or 1)
+    def core_seconds(self, threads: int | None = None) -> float:
+        """Wall time by the cores that the run could use; more than it used where it shared them.
+
+        Args:
+          threads: those of a run that was kept to so many on a CPU.
+        """
+        last = self.starts[-1] if self.starts else {}
+        cores = last.get("cores") or 1
+        return self.seconds * (threads if threads and last.get("backend") == "cpu" else cores)
 
     @property
     def costs(self) -> costs.Costs | None:
@@ -163,7 +168,7 @@ class Run:
         if self.seconds:
             found |= {
                 "wall time, seconds": round(self.seconds, 1),
-                "core-seconds, at most": round(self.core_seconds, 1),
+                "core-seconds, at most": round(self.core_seconds(), 1),
             }
         return found
 

@@ -12,7 +12,18 @@ import numpy as np
 
 from zaya_jax.report.arms import Arm, band, over_steps
 from zaya_jax.report.bands import SETTLED, Band, bands
-from zaya_jax.report.content import Code, Figure, Part, Section, Table, Text, fields, flat, setting
+from zaya_jax.report.content import (
+    Code,
+    Figure,
+    Part,
+    Section,
+    Table,
+    Text,
+    fields,
+    flat,
+    plural,
+    setting,
+)
 from zaya_jax.report.figures import smooth
 from zaya_jax.report.page import place as ran_on
 from zaya_jax.report.run import Run, column
@@ -119,8 +130,16 @@ def of_sweep(study: Study) -> list[Section]:
     return [
         Section("Trials that came to nothing", _lost(study)),
         Section("Commands", list(_commands(study))),
-        *place(runs),
+        *place(runs, _threads(study)),
     ]
+
+
+def _threads(study: Study) -> int:
+    """The `--threads` that a sweep gave each of its runs on a CPU."""
+    words = [word for start in study.starts for word in str(start.get("command")).split()]
+    said = " ".join(words).replace("--threads ", "--threads=").split()
+    found = [word.removeprefix("--threads=") for word in said if word.startswith("--threads=")]
+    return max((int(count) for count in found if count.isdigit()), default=1)
 
 
 def _lost(study: Study) -> list[Part]:
@@ -153,16 +172,23 @@ def _commands(study: Study) -> Iterator[Part]:
         yield Code("\n".join(f"{trial.command}  # {trial.number}" for trial in trials))
 
 
-def place(runs: Sequence[Run]) -> list[Section]:
-    """What was it run on, and what did it cost."""
+def place(runs: Sequence[Run], threads: int | None = None) -> list[Section]:
+    """What was it run on, and what did it cost.
+
+    Args:
+      threads: of each run on a CPU; None where they are not known.
+    """
+    spent = sum(run.core_seconds(threads) for run in runs)
     cost = fields(
         {
             "runs": len(runs),
             "wall time of the runs together, seconds": round(sum(r.seconds for r in runs), 1),
-            "core-seconds, at most": round(sum(r.core_seconds for r in runs), 1),
+            "core-seconds, at most": round(spent, 1),
         }
     )
-    note = "Runs at the same time share cores, so core-seconds are an upper bound."
+    note = "Core-seconds: wall time by the cores that a run could use, which it may have shared."
+    if threads:
+        note = f"Core-seconds: wall time by the {plural(threads, 'thread')} that a run had."
     return [
         Section("Ran on", ran_on(runs)),
         Section("Time taken", [cost, Text(note, "note")] if runs else []),
