@@ -18,6 +18,7 @@ from zaya_jax.config import ConfigError
 from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, find
 from zaya_jax.errors import UserError
 from zaya_jax.model import cache as caches
+from zaya_jax.model.attention import Attention
 from zaya_jax.model.functional import declarations, init, merge
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -196,6 +197,54 @@ def test_mistakes_of_a_router_kind_are_told_when_the_network_is_built(
 ):
     with pytest.raises(UserError, match=f"router kind '.*{message}"):
         declarations(chosen(experiment, {"model.router.kind": f"{__name__}:{kind}"}).model)
+
+
+class Forgetful(Attention):
+    def __call__(self, x, tokens, cache=None):
+        return x, cache
+
+
+class Idle(Attention):
+    @staticmethod
+    def empty_cache(model, batch, capacity):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "message"),
+    [
+        ("attention", "Forgetful", "it has no empty_cache of its own"),
+        ("attention", "Idle", "it has no __call__ of its own"),
+        ("attention", "few", "expected a subclass of zaya_jax.model.attention.Attention"),
+        ("attention", "UserError", "expected a subclass"),
+        ("router", "Idle", "expected a function"),
+    ],
+)
+def test_what_is_no_kind_is_told_when_the_network_is_built(
+    experiment,  # noqa: F811
+    field,
+    kind,
+    message,
+):
+    model = chosen(experiment, {f"model.{field}.kind": f"{__name__}:{kind}"}).model
+    with pytest.raises(UserError, match=f"model.{field}.kind = '.*:{kind}': {message}"):
+        declarations(model)
+
+
+def test_the_logits_of_the_page_are_made_in_the_dtype_of_the_softmax(written, experiment):  # noqa: F811
+    def logits(numerics):
+        settings = {**written, "model.activation_dtype": "bfloat16", "model.numerics": numerics}
+        model = chosen(experiment, settings).model
+        x = jax.random.normal(jax.random.key(0), (64, model.hidden_size), jnp.bfloat16)
+
+        def param(name, shape, axes, init=None):
+            return jax.random.normal(jax.random.key(1), shape)
+
+        return find(ROUTER_KINDS, model.router.kind)(param, x, None, model)[0]
+
+    exact = logits("training")
+    assert exact.dtype == jnp.float32 and logits("reference").dtype == jnp.bfloat16
+    assert (exact != exact.astype(jnp.bfloat16)).mean() > 0.9  # not rounded on the way
 
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])

@@ -61,14 +61,23 @@ class Fused:
 
 # From x [T, D] and the state [T, R] of the layer before (None in the first layer, or without one):
 # the logits [T, classes] and the state for the next layer or None, or the weights of the fused op.
+# Logits are to be computed and returned in the dtype that the policy has for `router_softmax`: what
+# was rounded to the activation dtype before, no later cast brings back.
 Kind = Callable[
     [Param, jax.Array, jax.Array | None, Model], Fused | tuple[jax.Array, jax.Array | None]
 ]
 
 
 def kind_of(model: Model) -> Kind:
-    """What `router.kind` names."""
-    return find(ROUTER_KINDS, model.router.kind)
+    """What `router.kind` names.
+
+    Raises:
+      UserError: it is no function.
+    """
+    kind = find(ROUTER_KINDS, model.router.kind)
+    if isinstance(kind, type) or not callable(kind):
+        raise UserError(f"model.router.kind = {model.router.kind!r}: expected a function")
+    return kind
 
 
 def classes(model: Model) -> int:
