@@ -94,6 +94,30 @@ def test_the_gain_over_the_base_is_told_where_it_is_a_trial(search_folder, tmp_p
     )
 
 
+@pytest.mark.parametrize(
+    "state, said",
+    [
+        ("failed", "failed: it broke"),
+        ("pruned", "were given up: it broke"),
+        ("complete", "never came to the objective: it broke"),
+        ("running", "are not done yet: it broke"),
+    ],
+)
+def test_what_became_of_the_base_is_told(search_folder, tmp_path, undrawn, state, said):
+    base = {"balance.kp": 0.0, "balance.ki": 0.005, "model.router.kind": "mlp_eda"}
+
+    def change(trial):
+        if trial.number:
+            return trial
+        return dataclasses.replace(
+            trial, fields=base, state=state, value=None, values={}, reason="it broke"
+        )
+
+    told = opening(cli.of([with_trials(search_folder, tmp_path / "base", change)]))
+    line = f"The base's own fields (trial 0) {said}, so the gain over them is not known."
+    assert line in told
+
+
 def test_more_may_be_better_and_one_seed_is_called_one(search_folder, tmp_path, undrawn):
     def change(trial):
         values = dict(list(trial.values.items())[:1])

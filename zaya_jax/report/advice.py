@@ -13,6 +13,7 @@ from zaya_jax.report.spaces import Axis, Point
 from zaya_jax.report.statistics import AGREES, Interval, gain, interval, verdict
 from zaya_jax.report.study import Study
 from zaya_jax.sweep.measures import LESS, MEASURES
+from zaya_jax.sweep.record import Trial
 
 
 def of(
@@ -98,11 +99,15 @@ def _room(axes: Mapping[str, Axis], same: Sequence[Point], points: Sequence[Poin
 def _base(study: Study, points: Sequence[Point]) -> str:
     base = flat(study.settings["base"])
     at_base = [
-        point for point in points if all(base.get(path) == x for path, x in point.fields.items())
+        trial
+        for trial in study.trials
+        if trial.fields and all(base.get(path) == x for path, x in trial.fields.items())
     ]
-    if not at_base:
-        return "The base's own fields are none of the trials, so the gain over them is not known."
-    point = at_base[0]
+    numbers = {trial.number for trial in at_base}
+    point = next((point for point in points if point.number in numbers), None)
+    if point is None:
+        said = _became(at_base[0]) if at_base else "are none of the trials"
+        return f"The base's own fields {said}, so the gain over them is not known."
     if point is points[0]:
         return "These are the fields of the base: the search found nothing better."
     ahead = lead(study, points[0], point)
@@ -115,6 +120,18 @@ def _base(study: Study, points: Sequence[Point]) -> str:
     if found.word == AGREES:
         return line + ": more than the seeds differ."
     return line + f": no more than the seeds differ; {words.settling(found)}."
+
+
+def _became(trial: Trial) -> str:
+    """What came of a trial without a value."""
+    why = f": {trial.reason.rstrip('.')}" if trial.reason else ""
+    what = {
+        "failed": "failed",
+        "pruned": "were given up",
+        "invalid": "make no experiment that can be run",
+        "complete": "never came to the objective",
+    }.get(trial.state, "are not done yet")
+    return f"(trial {trial.number}) {what}{why}"
 
 
 def _mattered(axes: Mapping[str, Axis], points: Sequence[Point], fields: Sequence[Field]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -136,10 +137,8 @@ def of_sweep(study: Study) -> list[Section]:
 
 def _threads(study: Study) -> int:
     """The `--threads` that a sweep gave each of its runs on a CPU."""
-    words = [word for start in study.starts for word in str(start.get("command")).split()]
-    said = " ".join(words).replace("--threads ", "--threads=").split()
-    found = [word.removeprefix("--threads=") for word in said if word.startswith("--threads=")]
-    return max((int(count) for count in found if count.isdigit()), default=1)
+    commands = "\n".join(str(start.get("command")) for start in study.starts)
+    return max(map(int, re.findall(r" --?threads[= ](\d+)", commands)), default=1)
 
 
 def _lost(study: Study) -> list[Part]:
