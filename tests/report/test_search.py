@@ -128,7 +128,8 @@ def test_more_may_be_better_and_one_seed_is_called_one(search_folder, tmp_path, 
     )
     points = search.ranked(study.read(folder))
     assert points[0].value == max(p.value for p in points)
-    use = opening(cli.of([folder]))[1]
+    use, _, mattered, *_ = opening(cli.of([folder]))[1:]
+    assert mattered.startswith("What seems to matter most is ") and "may be noise" in mattered
     assert "more is better" in use and "one seed" in use and "nobody knows" in use
 
 
@@ -145,7 +146,7 @@ def test_a_best_value_at_the_edge_of_what_was_searched_is_warned_of(
 
     folder = with_trials(search_folder, tmp_path / "edge", change)
     told = " ".join(opening(cli.of([folder])))
-    assert "Balance.kp = 0.99 lies at the upper end of what was searched" in told
+    assert "Of the best trial, balance.kp = 0.99 lies at the upper end of what was searched" in told
 
 
 def test_fields_with_a_single_value_are_no_axes(search_folder, tmp_path, undrawn):

@@ -29,7 +29,7 @@ def of(
     return list(filter(None, [
         _use(study, axes, points),
         _base(study, points),
-        _mattered(axes, points, fields),
+        _mattered(study, axes, points, fields),
         _beware(study, points),
     ]))  # fmt: skip
 
@@ -134,7 +134,9 @@ def _became(trial: Trial) -> str:
     return f"(trial {trial.number}) {what}{why}"
 
 
-def _mattered(axes: Mapping[str, Axis], points: Sequence[Point], fields: Sequence[Field]) -> str:
+def _mattered(
+    study: Study, axes: Mapping[str, Axis], points: Sequence[Point], fields: Sequence[Field]
+) -> str:
     if len(points) < LEAST:
         return f"With fewer than {LEAST} values nothing is said of which fields matter."
     said = [
@@ -146,6 +148,11 @@ def _mattered(axes: Mapping[str, Axis], points: Sequence[Point], fields: Sequenc
     if not said:
         return ""
     then = f", then {listed(said[1:])}" if said[1:] else ""
+    if len(alike(study, points)) == len(points):
+        return (
+            f"What seems to matter most is {said[0]}{then}; but where no trial can be told from "
+            "the best, that may be noise."
+        )
     return f"What matters most is {said[0]}{then}."
 
 
@@ -169,7 +176,7 @@ def _beware(study: Study, points: Sequence[Point]) -> str:
             edge = _edge(value, leaf)
             if edge:
                 said.append(f"{path} = {setting(value)} lies at the {edge} of what was searched")
-    line = f"{listed(said).capitalize()}: better values may lie beyond. " if said else ""
+    line = f"Of the best trial, {listed(said)}: better values may lie beyond. " if said else ""
     if len(points) < 2:
         return line.strip()
     return line + (
