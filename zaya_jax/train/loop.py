@@ -241,7 +241,7 @@ class _Run:
             if name not in UNWRITTEN
         }
         if self.cadence.log_loads:
-            record["load"] = np.asarray(metrics.load).round(6)
+            record["load"] = np.asarray(metrics.load, np.float64).round(6)
         record |= {
             "tokens_per_second": self.rate.value,
             "data_wait": self.rate.waiting,
