@@ -107,6 +107,13 @@ def test_any_runs_are_grouped_by_config_and_named_by_what_differs(tmp_path):
     assert "--workdir=0.01-1" in section(page, "Commands").parts[0].text
 
 
+def test_arms_whose_short_names_are_the_same_have_long_ones(tmp_path):
+    for rate in (0.00123456, 0.00123461, 0.1):
+        write_run(tmp_path / str(rate), change(BASE, {"balance.rate": rate}))
+    page = compare.of_runs(sorted(tmp_path.iterdir()))
+    assert list(page.results["arms"]) == ["rate=0.00123456", "rate=0.00123461", "rate=0.1"]
+
+
 def test_the_same_run_twice_counts_once(run_folder):
     found, odd = arms.group([run.read(run_folder)] * 2)
     assert len(found) == 1 and len(found[0].runs) == 1

@@ -211,3 +211,15 @@ def test_a_categorical_axis_has_a_place_for_each_value():
     axis = Axis("kernels", ("()", "(2, 2)"))
     assert [axis.place([]), axis.place([2, 2])] == [0.25, 0.75]
     assert axis.ticks() == ([0.25, 0.75], ["()", "(2, 2)"])
+
+
+def test_values_that_are_close_have_places_of_their_own(search_folder, tmp_path, undrawn):
+    space = {"balance": {"kp": [0.00123456, 0.00123461]}}
+
+    def change(trial):
+        return dataclasses.replace(trial, fields={"balance.kp": space["balance"]["kp"][0]})
+
+    folder = with_trials(search_folder, tmp_path / "close", change, space=space)
+    found = study.read(folder)
+    axis = search.axes_of(found, search.ranked(found))["balance.kp"]
+    assert [axis.place(0.00123456), axis.place(0.00123461)] == [0.25, 0.75]

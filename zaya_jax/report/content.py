@@ -136,13 +136,28 @@ def text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def setting(value: Any) -> str:
-    """A value of a config field as one would type it: digits are not set apart."""
+def setting(value: Any, exact: bool = False) -> str:
+    """A value of a config field as one would type it: digits are not set apart.
+
+    Args:
+      exact: with all its digits, for names that are to tell values from each other.
+    """
     if isinstance(value, float):
-        return f"{value:.4g}"
+        short = f"{value:.4g}"
+        return repr(value) if exact and float(short) != value else short
     if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(setting, value)) + ")"
+        return "(" + ", ".join(setting(x, exact) for x in value) + ")"
     return str(value)
+
+
+def settings(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of choices of fields, by the fields: short where that tells them from each other."""
+
+    def names(exact: bool) -> list[str]:
+        return [" ".join(f"{p}={setting(x, exact)}" for p, x in kind.items()) for kind in kinds]
+
+    short, whole = names(exact=False), names(exact=True)
+    return [b if short.count(a) > 1 else a for a, b in zip(short, whole, strict=True)]
 
 
 def mean_and_half(x: Interval, signed: bool = False) -> str:

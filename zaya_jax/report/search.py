@@ -90,7 +90,7 @@ def axes_of(study: Study, points: Sequence[Point]) -> dict[str, Axis]:
             found[path] = Axis(short[path], None, float(leaf["low"]), float(leaf["high"]), log)
         else:
             values = leaf or [point.fields.get(path) for point in points]
-            names = tuple(dict.fromkeys(map(setting, values)))
+            names = tuple(dict.fromkeys(setting(value, exact=True) for value in values))
             if len(names) > 1:
                 found[path] = Axis(short[path], names)
     return found

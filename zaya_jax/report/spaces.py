@@ -35,7 +35,7 @@ class Axis:
     def place(self, value: Any) -> float:
         """Where a value lies; NaN if it has no place."""
         if self.values is not None:
-            name = setting(value)
+            name = setting(value, exact=True)
             if name not in self.values:
                 return math.nan
             return (self.values.index(name) + 0.5) / len(self.values)

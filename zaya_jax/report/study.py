@@ -12,7 +12,7 @@ from zaya_jax.config.sweep import Sweep, flat
 from zaya_jax.errors import UserError
 from zaya_jax.report import run as run_lib
 from zaya_jax.report.arms import Arm, counting, short_names
-from zaya_jax.report.content import setting
+from zaya_jax.report.content import settings as names_of
 from zaya_jax.sweep import record
 from zaya_jax.sweep.measures import MEASURES
 from zaya_jax.sweep.record import Trial
@@ -109,7 +109,8 @@ def _arms(
     found = {}
     said: dict[str, list[str]] = {}
     short = short_names(dict.fromkeys(path for trial in trials for path in trial.fields))
-    for trial in trials:
+    names = names_of([{short[p]: x for p, x in trial.fields.items()} for trial in trials])
+    for trial, by_fields in zip(trials, names, strict=True):
         runs = {}
         for seed in settings["seeds"]:
             place = record.folder_of(folder, trial.number, seed)
@@ -123,9 +124,7 @@ def _arms(
             if trial.state == "complete" and wrong:
                 said.setdefault(" ".join(wrong), []).append(str(place.relative_to(folder)))
         if runs:
-            name = trial.name
-            if settings["search"] != "arms" or not name:
-                name = " ".join(f"{short[p]}={setting(x)}" for p, x in trial.fields.items())
+            name = (settings["search"] == "arms" and trial.name) or by_fields
             found[trial.number] = Arm(name, trial.fields, runs, trial.command)
     for what, places in said.items():
         others = f" and {len(places) - 1} more" if places[1:] else ""
