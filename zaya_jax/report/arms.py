@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.report.bands import Band
-from zaya_jax.report.content import flat, settings
+from zaya_jax.report.content import flat, told_apart
 from zaya_jax.report.run import Run, column
 from zaya_jax.report.statistics import Interval, Verdict, gain, interval, verdict
 from zaya_jax.sweep.measures import LESS, MEASURES, Lines
@@ -150,7 +150,7 @@ def group(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     differ = [path for path in paths if any(f.get(path) != kinds[0].get(path) for f in kinds)]
     short = short_names(differ)
     arms = []
-    names = settings([{short[path]: fields.get(path) for path in differ} for fields in kinds])
+    names = told_apart([{short[path]: fields.get(path) for path in differ} for fields in kinds])
     for fields, there, name in zip(kinds, members, names, strict=True):
         own = {path: fields.get(path) for path in differ}
         first = next(iter(there.values()))

@@ -150,7 +150,7 @@ def setting(value: Any, exact: bool = False) -> str:
     return str(value)
 
 
-def settings(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
+def told_apart(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of choices of fields, by the fields: short where that tells them from each other."""
 
     def names(exact: bool) -> list[str]:

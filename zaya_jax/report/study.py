@@ -12,7 +12,7 @@ from zaya_jax.config.sweep import Sweep, flat
 from zaya_jax.errors import UserError
 from zaya_jax.report import run as run_lib
 from zaya_jax.report.arms import Arm, counting, short_names
-from zaya_jax.report.content import settings as names_of
+from zaya_jax.report.content import told_apart
 from zaya_jax.sweep import record
 from zaya_jax.sweep.measures import MEASURES
 from zaya_jax.sweep.record import Trial
@@ -109,7 +109,7 @@ def _arms(
     found = {}
     said: dict[str, list[str]] = {}
     short = short_names(dict.fromkeys(path for trial in trials for path in trial.fields))
-    names = names_of([{short[p]: x for p, x in trial.fields.items()} for trial in trials])
+    names = told_apart([{short[p]: x for p, x in trial.fields.items()} for trial in trials])
     for trial, by_fields in zip(trials, names, strict=True):
         runs = {}
         for seed in settings["seeds"]:
