@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from zaya_jax.report.content import text
@@ -53,6 +54,7 @@ def bands(
     """
 
     def draw(axes: Axes) -> None:
+        lines: dict[str, Artist] = {}
         for position, (arm, band) in enumerate(arms.items()):
             if band is None:
                 continue
@@ -60,8 +62,9 @@ def bands(
             low, high = np.nanmin(band.values, 0), np.nanmax(band.values, 0)
             axes.fill_between(band.x, low, high, color=look["color"], alpha=0.18, linewidth=0)
             dots: dict[str, Any] = {"marker": "o", "markersize": 3} if whole else {}
-            (line,) = axes.plot(band.x, np.nanmean(band.values, 0), label=arm, **look, **dots)
+            (line,) = axes.plot(band.x, np.nanmean(band.values, 0), **look, **dots)
             tip(line, arm)
+            lines[arm] = line
         if fall:
             axes.set_ylim(_late(arms, axes.get_ylim()))
         if limit is not None:
@@ -70,7 +73,7 @@ def bands(
         if whole:
             axes.set_xticks(marks(round(max(axes.get_xlim()[1], 1)) + 1, most=10))
             axes.set_xlim(left=-0.3)
-        legend(axes, list(arms))
+        legend(axes, lines)
 
     return figure(name, draw, height=3.1 + 0.17 * max(_rows(list(arms)) - 2, 0))
 
@@ -93,16 +96,21 @@ def _columns(names: Sequence[str]) -> int:
     return max(min(56 // (longest + 6), 4), 1)
 
 
-def legend(axes: Axes, names: Sequence[str]) -> None:
+def legend(axes: Axes, drawn: Mapping[str, Artist]) -> None:
     """Above the axes: it hides no line, however many there are."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(
+    if drawn:
+        made = axes.legend(
+            list(drawn.values()),
+            ["" for _ in drawn],
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=_columns(names),
+            ncols=_columns(list(drawn)),
             columnspacing=1.0,
             borderaxespad=0.1,
         )
+        # Not as labels: matplotlib leaves out those that begin with "_".
+        for place, name in zip(made.get_texts(), drawn, strict=True):
+            place.set_text(name)
 
 
 def intervals(

@@ -60,6 +60,7 @@ WIDTH, WIDE = 5.2, 10.4
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters: small, and in the page's own font
+    "text.parse_math": False,  # a $ in a name is a $
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": INK,

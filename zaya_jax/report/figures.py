@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from zaya_jax.report.draw import COLOURS, INK, figure
 
@@ -124,6 +124,8 @@ def groups(name: str, steps: Sequence[int], values: Mapping[str, np.ndarray], la
             line = np.where(line > 0, line, np.nan)  # a frozen group has no logarithm
             axes.plot(steps, line, linewidth=1.2, label=group)
         axes.set(xlabel="step", ylabel=label, yscale="log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # by default it writes maths
+        axes.yaxis.set_minor_formatter(LogFormatter())
         _legend(axes)
 
     return figure(name, draw)

@@ -178,18 +178,16 @@ def history(objective: str, points: Sequence[Point], lost: Sequence[int], goal: 
         for point in drawn:
             (dot,) = axes.plot(point.number, point.value, "o", ms=4, color=STEPS[2])
             tip(dot, point.told())
-        axes.step(
-            numbers, running.accumulate(values), where="post", color=COLOURS[0],
-            label="best so far",
-        )  # fmt: skip
+        (line,) = axes.step(numbers, running.accumulate(values), where="post", color=COLOURS[0])
+        named = {"best so far": line}
         if lost:
-            axes.plot(
+            (named["no value"],) = axes.plot(
                 lost, [0.02] * len(lost), "x", ms=5, color=COLOURS[1],
-                transform=axes.get_xaxis_transform(), label="no value",
+                transform=axes.get_xaxis_transform(),
             )  # fmt: skip
         axes.set(xlabel="trial", ylabel=objective)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend(axes, ["best so far", "no value"])
+        legend(axes, named)
 
     return figure("history of the search", draw, height=2.9)
 
