@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,6 +77,40 @@ def test_the_kinds_of_the_page_train_through_the_command_line(
     sharpness = np.asarray(opened.params["layers.1.router.sharpness"])
     assert sharpness.shape == (5,) and np.isfinite(sharpness).all() and (sharpness != 1).any()
     assert not any("router.down" in path for path in opened.params)
+
+
+@pytest.mark.slow
+def test_other_processes_find_a_kind_on_the_path(experiment, tmp_path):  # noqa: F811
+    """As one would type it: to train, to read the run, to export it."""
+    code = dict(BLOCK.findall(PAGE.read_text()))["my_router"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_router.py").write_text(code)
+    saved, run = tmp_path / "config.json", tmp_path / "run"
+    plain = config.to_dict(experiment)
+    plain["model"]["router"]["kind"] = "my_router:cosine"
+    plain["train"] |= {"steps": 2, "eval_every": 2}
+    plain["optim"]["warmup_steps"] = 1
+    saved.write_text(json.dumps(plain))
+
+    def launch(*arguments, path=str(tmp_path / "mine")):
+        return subprocess.run(
+            [sys.executable, "launch.py", *arguments],
+            cwd=PAGE.parents[1],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+
+    trained = launch("train", f"--config=experiments/saved.py:{saved}", f"--workdir={run}")
+    assert trained.returncode == 0, trained.stderr
+    told = launch("report", f"--workdir={run}")
+    assert told.returncode == 0, told.stderr
+    assert "my_router:cosine" in (run / "report.html").read_text()
+    exported = launch("export", f"--model={run}", f"--out={tmp_path / 'out'}")
+    assert exported.returncode == 2
+    assert "model.router.kind = 'my_router:cosine': only 'mlp_eda' exists" in exported.stderr
+    lost = launch("export", f"--model={run}", f"--out={tmp_path / 'out'}", path="")
+    assert lost.returncode == 2 and "there is no module 'my_router'; set PYTHONPATH" in lost.stderr
 
 
 def test_an_attention_kind_of_the_page_decodes_as_it_reads(written, experiment):  # noqa: F811
