@@ -103,6 +103,14 @@ def test_recovery_is_when_load_entropy_is_back_for_good():
     assert steps([0.9], shifts=(1000,)) is None
 
 
+@pytest.mark.parametrize("name", ["recovery_steps", "dip", "overshoot"])
+def test_a_shift_that_a_rollback_moved_has_no_measure(name):
+    train = shifted([0.7, 0.95, 0.95], [0.3, 0.5, 0.1])
+    counted = [{**record, "rollbacks": 0} for record in train]
+    assert value(name, counted, shifts=(191,)) == value(name, train, shifts=(191,)) is not None
+    assert value(name, [*counted[:-1], {**counted[-1], "rollbacks": 1}], shifts=(191,)) is None
+
+
 def test_dip_and_overshoot_tell_how_far_a_shift_goes():
     train = shifted([0.7, 0.6, 0.95], [0.3, 0.5, 0.1])
     assert value("dip", train, shifts=(191,)) == pytest.approx(0.3)

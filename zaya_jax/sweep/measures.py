@@ -125,7 +125,7 @@ def residual_norm_last(lines: Lines) -> float | None:
 def recovery_steps(lines: Lines) -> float | None:
     """Steps from the first shift of the data mixture until load entropy is back at 0.99 of its
     level before (mean of 10 lines) and stays there until the next shift or the end; 0 if it never
-    left, none if it is not back by then."""
+    left, none if it is not back by then, or in a run that was rolled back."""
     found = _around_shift(lines, "load_entropy")
     if found is None:
         return None
@@ -137,14 +137,15 @@ def recovery_steps(lines: Lines) -> float | None:
 
 
 def dip(lines: Lines) -> float | None:
-    """How far load entropy falls, at the lowest, below its level before the first shift."""
+    """How far load entropy falls, at the lowest, below its level before the first shift; none in
+    a run that was rolled back."""
     found = _around_shift(lines, "load_entropy")
     return None if found is None else max(0.0, found[1] - float(found[3].min()))
 
 
 def overshoot(lines: Lines) -> float | None:
     """How far the largest load of an expert (mean of the layers) rises, at the highest, above its
-    level before the first shift."""
+    level before the first shift; none in a run that was rolled back."""
     found = _around_shift(lines, "max_load")
     return None if found is None else max(0.0, float(found[3].max()) - found[1])
 
@@ -260,8 +261,11 @@ def _at_the_end(
 
 
 def _around_shift(lines: Lines, field: str) -> tuple[int, float, np.ndarray, np.ndarray] | None:
-    """The first shift, the level before it, and steps and values up to the next one or the end."""
-    if not lines.shifts:
+    """The first shift, the level before it, and steps and values up to the next one or the end.
+
+    None after a rollback: batches that are skipped bring the shift to an earlier step than the
+    config's."""
+    if not lines.shifts or any(record.get("rollbacks") for record in lines.train):
         return None
     steps, values = _series(lines.train, field)
     first, *later = sorted(lines.shifts)
