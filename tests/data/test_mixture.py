@@ -1,3 +1,4 @@
+import json
 import math
 from collections import Counter
 from functools import lru_cache
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tests.data.in_memory import pack, text
 from zaya_jax.config import ConfigError, Data, Experiment, from_dict, to_dict
 from zaya_jax.config.checks import check_mixture
+from zaya_jax.data.entries import MIXTURE, resolve
 from zaya_jax.data.mixture import Batches, join
 
 
@@ -202,12 +204,45 @@ TWO = (("a", 1.0), ("b", 2.0))
         ((("a", 1.0), ("b", 0.0)), ((5, (1, 0)),), "'b' has weight 0 from beginning to end"),
         ((("a", 1.0), ("b", 0.0)), (), "'b' has weight 0.0: expected more than 0"),
         ((("a", 0.0), ("b", 0.0)), ((5, (1, 1)),), "data.mixture: all weights are 0"),
+        ((("a", 1.0), ("b", 2e4)), (), "weights 20000 and 1: expected at most 10,000 to 1"),
+        (TWO, ((5, (1e-5, 1)),), "step 5 has weights 1 and 1e-05: expected at most 10,000 to 1"),
     ],
 )
 def test_mistakes_in_a_schedule(mixture, schedule, message):
     plain = to_dict(Experiment()) | {"data": {"mixture": mixture, "mixture_schedule": schedule}}
     with pytest.raises(ConfigError, match=message):
         from_dict(plain)
+
+
+def test_weights_may_be_ten_thousand_to_one():
+    data = Data(mixture=(("a", 1.0), ("b", 1e-4)), mixture_schedule=((5, (0.0, 1.0)),))
+    assert not list(check_mixture(data))
+
+
+def write(folder, **weights):
+    """A prepared mixture, as far as its index goes."""
+    sources = [{"folder": f"0-{n}", "source": n, "weight": w} for n, w in weights.items()]
+    folder.mkdir(exist_ok=True)
+    (folder / MIXTURE).write_text(json.dumps({"sources": sources}))
+    return str(folder)
+
+
+def test_a_source_of_a_prepared_mixture_that_never_comes_is_refused(tmp_path):
+    prepared = write(tmp_path, a=1.0, b=0.0)
+    with pytest.raises(ValueError, match="0-b' has weight 0 from beginning to end"):
+        resolve(Data(source=prepared))
+    mixture = (("a", 1.0), ("b", 0.0))
+    data = Data(source=prepared, mixture=mixture, mixture_schedule=((5, (0.0, 1.0)),))
+    assert [entry.weights for entry in resolve(data)] == [(1, 0), (0, 1)]
+    with pytest.raises(ValueError, match="is damaged: .*no source has a weight"):
+        resolve(Data(source=write(tmp_path, a=0.0, b=0.0)))
+
+
+def test_prepared_mixtures_in_a_mixture_may_not_be_too_far_apart(tmp_path):
+    prepared = write(tmp_path, a=1.0, b=1000.0)
+    assert len(resolve(Data(mixture=((prepared, 1.0), ("c", 1.0))))) == 3
+    with pytest.raises(ValueError, match="with prepared ones in it, .* at most 10,000 to 1"):
+        resolve(Data(mixture=((prepared, 1.0), ("c", 100.0))))
 
 
 def test_a_source_may_begin_with_no_weight_if_it_comes_in_later():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from pallas_kernels import dispatch
@@ -33,6 +34,9 @@ from zaya_jax.config.schema import (
     Train,
 )
 from zaya_jax.errors import hint
+
+MOST_RATIO = 10_000
+"""Of the weights of two sources: a run looks through so many rows to find where a switch stands."""
 
 
 def check(experiment: Experiment) -> typing.Iterator[str]:
@@ -107,6 +111,8 @@ def check_mixture(data: Data) -> typing.Iterator[str]:
             yield f"{where} has weight {wrong[0]}: expected 0 or more"
         elif not any(weights):
             yield f"{where}: all weights are 0: no source would give rows"
+        else:
+            yield from check_ratio(where, weights)
     for number, (source, weight) in enumerate(data.mixture):
         if not weight and not any(weights[number] for _, weights in data.mixture_schedule):
             yield f"data.mixture: {source!r} has weight 0 from beginning to end"
@@ -126,8 +132,20 @@ def _check_weights(data: Data) -> typing.Iterator[str]:
         if source in seen:
             yield f"data.mixture: {source!r} is there twice"
         seen.add(source)
-    if data.mixture and not any(weight for _, weight in data.mixture):
+    weights = [weight for _, weight in data.mixture]
+    if data.mixture and not any(weights):
         yield "data.mixture: all weights are 0: no source would give rows"
+    yield from check_ratio("data.mixture", weights)
+
+
+def check_ratio(where: str, weights: Iterable[float]) -> typing.Iterator[str]:
+    """Yields a message if the weights of two sources that give rows are too far apart."""
+    given = [weight for weight in weights if weight > 0]
+    if given and max(given) > MOST_RATIO * min(given) * (1 + 1e-6):  # shares may be rounded
+        yield (
+            f"{where} has weights {max(given):g} and {min(given):g}: expected at most "
+            f"{MOST_RATIO:,} to 1; give the smaller one 0 or leave it out"
+        )
 
 
 def _is_weights_at_a_step(entry: Any) -> bool:

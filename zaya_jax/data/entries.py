@@ -7,13 +7,14 @@ names them with their weights; DIR is then a source like any other.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from zaya_jax.config.checks import check_mixture
+from zaya_jax.config.checks import check_mixture, check_ratio
 from zaya_jax.config.schema import Data
 from zaya_jax.data import folders
 from zaya_jax.data.cache import atomic_path
@@ -49,8 +50,8 @@ def resolve(data: Data) -> list[Entry]:
     the config, and stands in its place.
 
     Raises:
-        ValueError: a mistake in the mixture or its schedule, the same source twice, a prepared
-            mixture that is damaged, or one that stands in the place of another.
+        ValueError: a mistake in the mixture or its schedule, the same source twice, one that never
+            comes, a prepared mixture that is damaged, or one that stands in the place of another.
     """
     if problems := list(check_mixture(data)):
         raise ValueError("; ".join(problems))
@@ -69,6 +70,14 @@ def resolve(data: Data) -> list[Entry]:
         entries = [entry for name in weights for entry in _entries(name, weights[name])]
     if len({entry.source for entry in entries}) < len(entries):
         raise ValueError("data.mixture: a source is there twice")
+    if never := [entry.source for entry in entries if not any(entry.weights)]:
+        raise ValueError(
+            f"{never[0]!r} has weight 0 from beginning to end; leave data.mixture and its schedule "
+            "in the config if that is where it comes in, or prepare without it"
+        )
+    for weights_then in zip(*(entry.weights for entry in entries), strict=True):
+        if problems := list(check_ratio("data.mixture, with prepared ones in it,", weights_then)):
+            raise ValueError(problems[0])
     whole = np.sum([entry.weights for entry in entries], axis=0)
     return [entry._replace(weights=tuple((entry.weights / whole).tolist())) for entry in entries]
 
@@ -111,10 +120,13 @@ def _read_mixture(file: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         kinds = {"folder": str, "source": str, "weight": float}
-        return [
+        sources = [
             {name: kind(entry[name]) for name, kind in kinds.items()}
             for entry in content["sources"]
         ]
+        if not 0 < sum(entry["weight"] for entry in sources) < math.inf:
+            raise ValueError("no source has a weight")
+        return sources
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error!r}; prepare it again") from None
 
