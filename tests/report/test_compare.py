@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.report import fake
 from tests.report.fake import BASE, change, write_run
 from zaya_jax.errors import UserError
 from zaya_jax.report import arms, cli, compare, content, run, study
@@ -73,6 +74,22 @@ def test_costs_warn_where_the_arms_are_not_matched(page):
     assert parts[0].rows[0][0] == "linear"
     warned = [part.text for part in parts if isinstance(part, Text)]
     assert warned[0].startswith("Arms are not matched in parameters: linear has")
+
+
+def titles(page):
+    found = section(page, "Load of every expert over time")
+    assert found.folded
+    return [part.title for part in found.parts]
+
+
+def test_each_of_a_few_arms_shows_its_experts_over_time_and_of_many_the_best(page, tmp_path):
+    loads = [title for title in titles(page) if "Load" in title]
+    assert loads == [f"{a}, seed 0: Load of each expert over time" for a in fake.ARMS]
+    for number in range(6):
+        fields = {"balance.rate": 0.1 * (1 + number), "train.steps": 40}
+        write_run(tmp_path / str(number), change(BASE, fields), loss=2.0 - 0.1 * (number == 3))
+    many = titles(compare.of_runs(sorted(tmp_path.iterdir())))
+    assert many and all(title.startswith("rate=0.4, seed 0: ") for title in many)
 
 
 def test_what_came_to_nothing_is_told_with_its_reason(page):

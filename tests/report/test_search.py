@@ -69,6 +69,8 @@ def test_every_trial_can_be_told_in_the_plots(page, search_folder):
     assert "kp (log)" in figures["Parallel coordinates"]
     assert "no value" in figures["History"]
     assert "best (trial" in figures["Load entropy"]
+    heat = [title for title in figures if "Load of each expert over time" in title]
+    assert [title.split(" (")[0] for title in heat] == ["best", "worst"]
 
 
 def test_a_clear_winner_is_told_from_noise(search_folder, tmp_path, undrawn):

@@ -42,6 +42,8 @@ MEASURED = (
 )
 """What runs that no sweep made are compared in, as far as they have it."""
 
+FEW = 5
+"""Arms of which each has its heatmaps."""
 DOTS = "Mean (dot), 95% interval (bar; an arrow: it goes on), every seed (ring)."
 BOUNDS = {"at least": "<", "at most": ">", "about": "≈"}
 """Of a gain in steps, as those of the difference, which has the other sign."""
@@ -115,12 +117,21 @@ def _page(
             Section("The arms", list(_measured(arms, measures)), summary=True),
             Section("Differences to the first arm", _differences(arms, measures)),
             Section("Loss, balance and depth", list(sections.curves({a.name: a for a in arms}))),
+            sections.loads(_few(arms, measures[0])),
             Section("Costs", _costs(arms)),
             Section("Fields of the arms", _fields(arms)),
             *last,
         ],
         _results(arms, measures, verdicts, warnings),
     )
+
+
+def _few(arms: Sequence[Arm], measure: str) -> dict[str, Arm]:
+    """The arms that are shown one by one: all of few, else the best."""
+    chosen = [arm for arm in arms if any(sections.has_choices(run) for run in arm.runs.values())]
+    if len(chosen) > FEW:
+        chosen = arms_lib.ranked(chosen, measure)[:1]
+    return {arm.name: arm for arm in chosen}
 
 
 def _unfinished(arms: Sequence[Arm]) -> Iterator[str]:

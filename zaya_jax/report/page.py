@@ -114,11 +114,23 @@ def _heatmaps(run: Run) -> Iterator[Figure]:
             f"At step {steps[-1]:,}; added to the router's probabilities when experts are chosen, "
             "never when they are weighed.",
         )
+    yield from over_time(run)
+
+
+def over_time(run: Run, of: str = "") -> Iterator[Figure]:
+    """Loads and biases of every layer's experts at all evaluations.
+
+    Args:
+      of: what run it is, where a page has several.
+    """
+    loads, biases = run.loads(), run.biases()
+    before = f"{of}: " if of else ""
     if loads is not None and len(loads[0]) > 1:
+        even = 1 / loads[1].shape[-1]
         yield Figure(
-            "Load of each expert over time",
+            f"{before}Load of each expert over time",
             heatmaps.over_time(
-                "load over time", *loads, "share of tokens", even, lowest=0, reach=even
+                f"{before}load over time", *loads, "share of tokens", even, lowest=0, reach=even
             ),
             f"A panel for each layer, a row for each expert, at {len(loads[0])} evaluations on the "
             "held-out text. Clear is an even share, orange more, blue less.",
@@ -126,8 +138,8 @@ def _heatmaps(run: Run) -> Iterator[Figure]:
         )
     if biases is not None and len(biases[0]) > 1:
         yield Figure(
-            "Balancing biases over time",
-            heatmaps.over_time("biases over time", *biases, "bias", 0.0),
+            f"{before}Balancing biases over time",
+            heatmaps.over_time(f"{before}biases over time", *biases, "bias", 0.0),
             "The same for the biases: clear is none, orange favours an expert.",
             wide=True,
         )

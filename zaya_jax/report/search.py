@@ -40,6 +40,8 @@ def of_study(study: Study) -> Page:
     told = advice.of(study, axes, points, found) if points else ["No trial has a value yet."]
     arms = {point.number: study.arms.get(point.number) for point in points}
     counted = [arm for arm in arms.values() if arm is not None]
+    chosen = _chosen(study, points)
+    ends = {name: arm for name, arm in chosen.items() if not name.startswith("median")}
     warnings = [*study.problems, *sections.unlike(counted)]
     return Page(
         study.name,
@@ -52,7 +54,8 @@ def of_study(study: Study) -> Page:
             Section("The best trials", _best(study, axes, points), summary=True),
             Section("All trials with a value", list(_space(study, axes, points, found))),
             Section("What the fields do", list(_fields(study, axes, points, found))),
-            Section("The best, the median and the worst trial", list(_curves(study, points))),
+            Section("The best, the median and the worst trial", list(sections.curves(chosen))),
+            sections.loads(ends),
             Section("What was searched", _searched(study)),
             *sections.of_sweep(study),
         ],
@@ -191,7 +194,8 @@ def _fields(
         )  # fmt: skip
 
 
-def _curves(study: Study, points: Sequence[Point]) -> Iterator[Figure]:
+def _chosen(study: Study, points: Sequence[Point]) -> dict[str, Arm]:
+    """The best, the median and the worst trial, by what they are."""
     chosen: dict[str, Arm] = {}
     places = {"best": 0, "median": len(points) // 2, "worst": len(points) - 1}
     if len(points) < 3:
@@ -200,7 +204,7 @@ def _curves(study: Study, points: Sequence[Point]) -> Iterator[Figure]:
         arm = study.arms.get(points[place].number) if points else None
         if arm is not None:
             chosen[f"{name} (trial {points[place].number})"] = arm
-    yield from sections.curves(chosen)
+    return chosen
 
 
 def _searched(study: Study) -> list[Part]:

@@ -26,6 +26,7 @@ from zaya_jax.report.content import (
     setting,
 )
 from zaya_jax.report.figures import smooth
+from zaya_jax.report.page import over_time
 from zaya_jax.report.page import place as ran_on
 from zaya_jax.report.run import Run, column
 from zaya_jax.report.statistics import Interval
@@ -44,7 +45,7 @@ def curves(arms: Mapping[str, Arm]) -> Iterator[Figure]:
         found = {name: band(arm, curve) for name, arm in arms.items()}
         if any(found.values()):
             yield Figure(title, bands(title.lower(), found, "step", y, fall=True), note)
-    if any(_has_choices(run) for arm in arms.values() for run in arm.runs.values()):
+    if any(has_choices(run) for arm in arms.values() for run in arm.runs.values()):
         yield from _balance(arms)
     found = {name: band(arm, _depth) for name, arm in arms.items()}
     if any(found.values()):
@@ -55,7 +56,17 @@ def curves(arms: Mapping[str, Arm]) -> Iterator[Figure]:
         )
 
 
-def _has_choices(run: Run) -> bool:
+def loads(arms: Mapping[str, Arm]) -> Section:
+    """Layers x experts over time, of the first seed of each arm."""
+    found: list[Part] = []
+    for name, arm in arms.items():
+        seed, run = min((arm.counted or arm.runs).items())
+        if has_choices(run):
+            found += over_time(run, f"{name}, seed {seed}")
+    return Section("Load of every expert over time", found, folded=True)
+
+
+def has_choices(run: Run) -> bool:
     """Whether there is anything to balance."""
     return flat(run.config).get("model.router.experts") != 1
 
