@@ -2,13 +2,17 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
-from tests.sweep.fakes import GAINS, Run, behaves, make, same, starts
+from tests.sweep.fakes import BASE, GAINS, Run, behaves, make, same, starts
+from zaya_jax.config import Pruning
 from zaya_jax.errors import UserError
+from zaya_jax.sweep import record
+from zaya_jax.sweep.supervise import Task
 
 pytest.importorskip("ray")
 
@@ -45,6 +49,20 @@ def test_a_sweep_on_ray_is_stopped_and_goes_on_without_it(tmp_path):
     complete = dict.fromkeys(["a", "good", "killed"], "complete")
     assert Run(sweep, tmp_path).states == {**complete, "failing": "failed"}
     assert starts(tmp_path, 0, 0) == 2
+
+
+@pytest.mark.slow
+def test_runs_of_a_cluster_find_modules_where_the_command_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["mine", str(tmp_path)]))
+    program = (sys.executable, "-c", "import os, sys; sys.exit(os.environ['PYTHONPATH'])")
+    record.folder_of(tmp_path, 0, 0).parent.mkdir(parents=True)
+    task = Task(0, tmp_path, {0: BASE}, "bits_per_byte", Pruning(), {0: ()}, program)
+    executor = Ray("local", 1, 1)
+    try:
+        outcome = executor.submit(task).result(timeout=60)
+    finally:
+        executor.close()
+    assert outcome.reason.endswith(f": {os.getcwd()}/mine{os.pathsep}{tmp_path}")
 
 
 @pytest.mark.slow

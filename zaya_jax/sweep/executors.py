@@ -114,7 +114,7 @@ class Ray:
                 f"for ever; the largest has {most}"
             )
         self.workers = workers or room
-        self._environment = {} if gpu else machine.limited(threads)
+        self._environment = _python_path() | ({} if gpu else machine.limited(threads))
         share = {f"num_{name.lower()}s": each}
         self._remote = self._ray.remote(_supervise).options(max_retries=RESTARTS, **share)
         self._refs: dict[Future[Outcome], Any] = {}
@@ -144,6 +144,14 @@ class Ray:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def _python_path() -> dict[str, str]:
+    """Where this process finds kinds of one's own, for runs that start in other folders."""
+    folders = os.environ.get("PYTHONPATH")
+    if not folders:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, folders.split(os.pathsep)))}
 
 
 def _supervise(task: Task, environment: Mapping[str, str], folder: str) -> Outcome:
