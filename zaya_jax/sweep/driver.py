@@ -7,7 +7,6 @@ command finds what was drawn and what was finished, and goes on.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -93,13 +92,7 @@ def lock(folder: Path) -> Iterator[None]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / workdir.LOCK).open("a")
-    with file:  # the lock goes with the file, however the process ends
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process sweeps in --workdir={folder}") from None
-        except OSError:
-            pass  # a file system without locks
+    with workdir.held(file, f"another process sweeps in --workdir={folder}"):
         yield
 
 

@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from zaya_jax.config import Experiment, from_dict, to_dict
 from zaya_jax.data.cache import atomic_path, is_scratch
@@ -76,11 +76,22 @@ def lock(folder: Path) -> Iterator[None]:
     _make(folder)
     with _writing(folder):
         file = (folder / LOCK).open("a")
+    with held(file, f"another process trains in --workdir={folder}"):
+        yield
+
+
+@contextmanager
+def held(file: IO[str], busy: str) -> Iterator[None]:
+    """Holds the lock of an open file inside the block, and closes the file.
+
+    Raises:
+      UserError: another process holds it; says `busy`.
+    """
     with file:  # the lock goes with the file, however the process ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process trains in --workdir={folder}") from None
+            raise UserError(busy) from None
         except OSError:
             pass  # a file system without locks
         yield
