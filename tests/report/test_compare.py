@@ -221,7 +221,7 @@ def test_names_are_as_short_as_they_can_be():
 
 
 def test_means_are_told_to_two_digits_of_their_interval():
-    from zaya_jax.report.statistics import Interval
+    from zaya_jax.sweep.statistics import Interval
 
     assert content.mean_and_half(Interval(2.00617, 0.1, 0.00883, 3)) == "2.0062 ± 0.0088"
     assert content.mean_and_half(Interval(-123.4, 9, 22.7, 3), signed=True) == "-123 ± 23"

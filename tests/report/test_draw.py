@@ -5,7 +5,7 @@ import pytest
 
 from zaya_jax.report import figures
 from zaya_jax.report.bands import Band, bands, intervals
-from zaya_jax.report.statistics import interval
+from zaya_jax.sweep.statistics import interval
 
 BAND = Band(np.arange(3), np.array([[1.0, 2.0, 3.0]]))
 

@@ -10,10 +10,10 @@ from zaya_jax.report import words
 from zaya_jax.report.content import flat, listed, mean_and_half, plural, setting
 from zaya_jax.report.importance import GOOD, LEAST, Field
 from zaya_jax.report.spaces import Axis, Point
-from zaya_jax.report.statistics import AGREES, Interval, gain, interval, verdict
 from zaya_jax.report.study import Study
 from zaya_jax.sweep.measures import LESS, MEASURES
 from zaya_jax.sweep.record import Trial
+from zaya_jax.sweep.statistics import AGREES, Interval, gain, interval, verdict
 
 
 def of(

@@ -11,8 +11,8 @@ import numpy as np
 from zaya_jax.report.bands import Band
 from zaya_jax.report.content import flat, told_apart
 from zaya_jax.report.run import Run, column
-from zaya_jax.report.statistics import Interval, Verdict, gain, interval, verdict
 from zaya_jax.sweep.measures import LESS, MEASURES, Lines
+from zaya_jax.sweep.statistics import Interval, Verdict, gain, interval, verdict
 
 NO_DIFFERENCE = (
     "name",

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from zaya_jax.report.content import text
 from zaya_jax.report.draw import COLOURS, INK, figure, tip
 from zaya_jax.report.figures import marks
-from zaya_jax.report.statistics import Interval
+from zaya_jax.sweep.statistics import Interval
 
 LINE_STYLES = ("-", "--", "-.", ":")
 SETTLED = 0.2

@@ -26,9 +26,9 @@ from zaya_jax.report.content import (
     mean_and_half,
     setting,
 )
-from zaya_jax.report.statistics import AGREES, DISAGREES, NOT_SETTLED, Verdict
 from zaya_jax.report.study import Study
 from zaya_jax.sweep.measures import MEASURES
+from zaya_jax.sweep.statistics import AGREES, DISAGREES, NOT_SETTLED, Verdict
 
 OBJECTIVE = "bits_per_byte"
 MEASURED = (

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zaya_jax.report.statistics import Interval
+from zaya_jax.sweep.statistics import Interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from zaya_jax.report.spaces import Axis, Point
-from zaya_jax.report.statistics import rank_correlation
 from zaya_jax.sweep.measures import LESS
+from zaya_jax.sweep.statistics import rank_correlation
 
 LEAST = 8
 """Complete trials below which a share of importance says nothing."""

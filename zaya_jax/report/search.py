@@ -20,9 +20,9 @@ from zaya_jax.report.content import (
     setting,
 )
 from zaya_jax.report.spaces import Axis, Point
-from zaya_jax.report.statistics import interval
 from zaya_jax.report.study import Study
 from zaya_jax.sweep.measures import LESS, MEASURES
+from zaya_jax.sweep.statistics import interval
 
 BEST = 5
 """So many trials are thick in the plots."""

@@ -29,8 +29,8 @@ from zaya_jax.report.figures import smooth
 from zaya_jax.report.page import over_time
 from zaya_jax.report.page import place as ran_on
 from zaya_jax.report.run import Run, column
-from zaya_jax.report.statistics import Interval
 from zaya_jax.report.study import Study
+from zaya_jax.sweep.statistics import Interval
 
 CUT = f"The axis ends at what is reached after {SETTLED:.0%} of the steps."
 LINE_AND_BAND = f"Line: mean over seeds; band: from the smallest to the largest of them. {CUT}"

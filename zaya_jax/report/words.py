@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from zaya_jax.report.arms import Arm, compare, ranked
 from zaya_jax.report.content import listed, mean_and_half, plural, text
-from zaya_jax.report.statistics import (
+from zaya_jax.sweep.measures import LESS, MEASURES
+from zaya_jax.sweep.statistics import (
     AGREES,
     DISAGREES,
     MOST_SEEDS,
@@ -15,7 +16,6 @@ from zaya_jax.report.statistics import (
     Interval,
     Verdict,
 )
-from zaya_jax.sweep.measures import LESS, MEASURES
 
 LONGER = "a longer run, not more seeds, would tell more"
 _FLIPPED = {"at least": "at most", "at most": "at least"}

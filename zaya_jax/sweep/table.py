@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-
-from scipy.special import stdtrit  # scipy comes with jax, which requires it
 
 from zaya_jax import config, costs
 from zaya_jax.config import ConfigError, Experiment, Range, Sweep
@@ -15,8 +12,8 @@ from zaya_jax.errors import UserError
 from zaya_jax.sweep import draw, plan
 from zaya_jax.sweep.measures import MEASURES
 from zaya_jax.sweep.record import Trial
+from zaya_jax.sweep.statistics import interval
 
-CONFIDENCE = 0.95
 MOST_ROWS = 40
 
 
@@ -102,7 +99,7 @@ def results(sweep: Sweep, trials: Sequence[Trial]) -> str:
         values = [value for value in trial.values.values() if value is not None]
         mean, spread = "", ""
         if trial.value is not None:
-            mean, spread = f"{trial.value:.5g}", interval(values)
+            mean, spread = f"{trial.value:.5g}", half(values)
         elif trial.state == "complete":
             mean = f"not reached ({len(trial.values) - len(values)} of {len(trial.values)})"
         rows.append([str(trial.number), trial.state, mean, spread, trial.name])
@@ -123,13 +120,10 @@ def ranked(sweep: Sweep, trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=key)
 
 
-def interval(values: Sequence[float]) -> str:
-    """Half the width of Student's 95% interval of the mean, as `+- 0.012`."""
-    n = len(values)
-    if n < 2:
-        return ""
-    half = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * statistics.stdev(values) / math.sqrt(n)
-    return f"+- {half:.2g}"
+def half(values: Sequence[float]) -> str:
+    """Half the width of the 95% interval of the mean, as `+- 0.012`; nothing of a single value."""
+    found = interval(values)
+    return "" if found is None or found.n < 2 else f"+- {found.half:.2g}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from zaya_jax.report import statistics
-from zaya_jax.report.statistics import AGREES, DISAGREES, NOT_SETTLED
+from zaya_jax.sweep import statistics
+from zaya_jax.sweep.statistics import AGREES, DISAGREES, NOT_SETTLED
 
 
 @pytest.mark.parametrize(
