@@ -4,7 +4,7 @@ import pytest
 
 from tests.report.test_compare import section, tables
 from zaya_jax.report import compare, words
-from zaya_jax.report.arms import Arm, Value
+from zaya_jax.report.arms import Arm, Value, value_of
 from zaya_jax.report.bands import intervals
 from zaya_jax.report.compare import Claim
 from zaya_jax.report.content import Badge
@@ -81,3 +81,16 @@ def test_the_plot_has_no_interval_of_a_bound(arm):
         "x", {"never": (never.interval(NAME), never.numbers(NAME), never.unreached(NAME))}, "steps"
     )
     assert "never: more than 366.7" in svg and "±" not in svg
+
+
+@pytest.mark.parametrize(
+    ("rollbacks", "value"), [(0, Value(200.0, reached=False)), (1, Value(None))]
+)
+def test_a_run_that_was_rolled_back_has_no_bound_on_its_recovery(tmp_path, rollbacks, value):
+    steps = range(4, 401, 4)
+    levels = {step: 0.9 if step <= 200 else 0.1 for step in steps}
+    records = [
+        {"step": s, "loss": 1.0, "load_entropy": [levels[s]], "rollbacks": rollbacks} for s in steps
+    ]
+    config = {"data": {"mixture_schedule": [[200, [0.0, 1.0]]]}}
+    assert value_of("recovery_steps", Run(tmp_path, config, None, records, [], {})) == value

@@ -38,8 +38,8 @@ def test_differences_are_paired_by_the_seeds_that_both_have():
 def test_pairs_see_what_seeds_that_differ_much_would_hide():
     worse = {0: 1.0, 1: 5.0, 2: 9.0}
     better = {seed: value - 0.1 - 0.001 * seed for seed, value in worse.items()}
-    assert statistics.verdict(statistics.gain(better, worse, "min")).word == AGREES
-    assert statistics.verdict(statistics.gain(better, worse, "max")).word == DISAGREES
+    assert statistics.verdict(statistics.gain(better, worse, "minimize")).word == AGREES
+    assert statistics.verdict(statistics.gain(better, worse, "maximize")).word == DISAGREES
 
 
 def test_a_claim_is_not_settled_while_the_interval_holds_zero():

@@ -11,7 +11,7 @@ from zaya_jax.report.content import flat, listed, mean_and_half, plural, setting
 from zaya_jax.report.importance import GOOD, LEAST, Field
 from zaya_jax.report.spaces import Axis, Point
 from zaya_jax.report.study import Study
-from zaya_jax.sweep.measures import LESS, MEASURES
+from zaya_jax.sweep.measures import MEASURES
 from zaya_jax.sweep.record import Trial
 from zaya_jax.sweep.statistics import AGREES, Interval, gain, interval, verdict
 
@@ -37,8 +37,7 @@ def of(
 def lead(study: Study, best: Point, other: Point) -> Interval | None:
     """How much better one trial is than another, paired by seed; positive is better."""
     values = {t.number: {int(s): v for s, v in t.values.items()} for t in study.trials}
-    goal = "min" if MEASURES[study.objective].goal == LESS else "max"
-    return gain(values[best.number], values[other.number], goal)
+    return gain(values[best.number], values[other.number], MEASURES[study.objective].goal)
 
 
 def alike(study: Study, points: Sequence[Point]) -> list[Point]:

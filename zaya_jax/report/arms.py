@@ -11,7 +11,7 @@ import numpy as np
 from zaya_jax.report.bands import Band
 from zaya_jax.report.content import flat, told_apart
 from zaya_jax.report.run import Run, column
-from zaya_jax.sweep.measures import LESS, MEASURES, Lines
+from zaya_jax.sweep.measures import LESS, MEASURES, Lines, after_shift, shifts_in
 from zaya_jax.sweep.statistics import Interval, Verdict, gain, interval, verdict
 
 NO_DIFFERENCE = (
@@ -86,8 +86,7 @@ class Arm:
 def value_of(measure: str, run: Run, until: int | None = None) -> Value:
     """What a run comes to."""
     schedule = run.config.get("data", {}).get("mixture_schedule") or ()
-    shifts = tuple(sorted(step for step, _ in schedule if step > 0))
-    lines = Lines(run.train, run.evaluations, shifts)
+    lines = Lines(run.train, run.evaluations, shifts_in(schedule))
     if until is not None:
         lines = lines.until(until)
     try:
@@ -100,15 +99,16 @@ def value_of(measure: str, run: Run, until: int | None = None) -> Value:
         return Value(None)
     last = lines.train[-1]["step"]
     if measure.startswith("recovery"):  # counted from the first shift to the next
-        if not shifts or shifts[0] >= last:
+        stretch = after_shift(lines)
+        if stretch is None or stretch[0] >= last:
             return Value(None)
-        last = min([last, *shifts[1:2]]) - shifts[0]
+        last = min(last, stretch[1]) - stretch[0]
     return Value(float(last), reached=False)
 
 
 def compare(better: Arm, worse: Arm, measure: str) -> Verdict:
     """Whether the first arm is better, seed by seed, and how sure that is."""
-    goal = "min" if MEASURES[measure].goal == LESS else "max"
+    goal = MEASURES[measure].goal
     found = verdict(gain(better.numbers(measure), worse.numbers(measure), goal))
     return found.bounded(_bound(better.values(measure), worse.values(measure)))
 

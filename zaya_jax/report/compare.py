@@ -234,7 +234,7 @@ def _differences(arms: Sequence[Arm], measures: Sequence[str]) -> list[Part]:
         rows.append(row)
     note = (
         f"Arm minus {first.name}, paired by seed, with its 95% interval. Bold where the interval "
-        "excludes zero: green on this page is better, red is worse."
+        "excludes zero; on the HTML page green is better, red is worse."
     )
     if any(arm.unreached(name) for arm in arms for name in measures):
         note += (

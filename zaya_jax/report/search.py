@@ -158,10 +158,9 @@ def _space(
         wide=True,
     )
     lost = [trial.number for trial in study.lost]
-    goal = "min" if MEASURES[study.objective].goal == LESS else "max"
     yield Figure(
         "History",
-        spaces.history(objective, points, lost, goal),
+        spaces.history(objective, points, lost, MEASURES[study.objective].goal),
         "Trials in the order they were drawn; crosses came to no value.",
     )
     shares = {axes[f.path].label: f.share for f in found if f.share is not None}

@@ -169,9 +169,10 @@ def history(objective: str, points: Sequence[Point], lost: Sequence[int], goal: 
 
     Args:
       lost: numbers of the trials that have no value, as ticks below.
+      goal: of the objective, `minimize` or `maximize`.
     """
     drawn = sorted(points, key=lambda point: point.number)
-    running = np.maximum if goal == "max" else np.minimum
+    running = np.maximum if goal == "maximize" else np.minimum
 
     def draw(axes: Axes) -> None:
         numbers, values = [p.number for p in drawn], [p.value for p in drawn]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,13 +50,18 @@ class Lines:
         )
 
 
+def shifts_in(schedule: Iterable[Sequence[Any]]) -> tuple[int, ...]:
+    """The steps of a `data.mixture_schedule` at which the mixture changes, in order."""
+    return tuple(sorted(step for step, _ in schedule if step > 0))
+
+
 def read(folder: Path, experiment: Experiment) -> Lines:
     """The lines of a run directory."""
     records = metrics.read(folder)
     return Lines(
         train=[record for record in records if "loss" in record],
         evaluations=[record for record in records if "heldout_bits_per_byte" in record],
-        shifts=tuple(step for step, _ in experiment.data.mixture_schedule if step > 0),
+        shifts=shifts_in(experiment.data.mixture_schedule),
     )
 
 
@@ -260,17 +265,27 @@ def _at_the_end(
     return float(values[-math.ceil(LAST * values.size) :].mean()) if values.size else None
 
 
-def _around_shift(lines: Lines, field: str) -> tuple[int, float, np.ndarray, np.ndarray] | None:
-    """The first shift, the level before it, and steps and values up to the next one or the end.
+def after_shift(lines: Lines) -> tuple[int, float] | None:
+    """The first shift, and the step of the next one or infinity; None without a shift.
 
-    None after a rollback: batches that are skipped bring the shift to an earlier step than the
+    None after a rollback too: batches that are skipped bring the shift to an earlier step than the
     config's."""
     if not lines.shifts or any(record.get("rollbacks") for record in lines.train):
         return None
-    steps, values = _series(lines.train, field)
     first, *later = sorted(lines.shifts)
+    return first, later[0] if later else math.inf
+
+
+def _around_shift(lines: Lines, field: str) -> tuple[int, float, np.ndarray, np.ndarray] | None:
+    """The first shift, the level before it, and steps and values up to the next one or the end;
+    None where `after_shift` is, or there are no lines on one side."""
+    stretch = after_shift(lines)
+    if stretch is None:
+        return None
+    first, end = stretch
+    steps, values = _series(lines.train, field)
     before = steps <= first
-    after = (steps > first) & (steps <= (later[0] if later else math.inf))
+    after = (steps > first) & (steps <= end)
     if not before.any() or not after.any():
         return None
     return first, float(values[before][-HELD:].mean()), steps[after], values[after]

@@ -130,8 +130,8 @@ def verdict(gain: Interval | None) -> Verdict:
 def gain(
     better: Mapping[int, float | None], worse: Mapping[int, float | None], goal: str
 ) -> Interval | None:
-    """How much better the first is, by the goal of their measure: `min` or `max`."""
-    return paired(better, worse) if goal == "max" else paired(worse, better)
+    """How much better the first is, by the goal of their measure: `minimize` or `maximize`."""
+    return paired(better, worse) if goal == "maximize" else paired(worse, better)
 
 
 def rank_correlation(x: Iterable[float], y: Iterable[float]) -> float:
