@@ -1,4 +1,7 @@
-"""What the ablations vary: small ZAYAs that one CPU core trains in well under 90 seconds."""
+"""What the ablations vary: ZAYAs so small that one CPU core trains them in a minute or so.
+
+docs/results tells what each run took, and on what machine.
+"""
 
 from zaya_jax import config
 

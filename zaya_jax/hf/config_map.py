@@ -136,7 +136,8 @@ def read(config: Config, where: str = "config.json") -> Model:
         raise CheckpointError(f"{where} describes what cannot be read here:\n{lines}")
     fields["layers"] = "unroll"
     try:
-        return schema.from_dict({"model": _nest(fields), "train": {"sequence_length": 1}}).model
+        model = schema.nested(fields)
+        return schema.from_dict({"model": model, "train": {"sequence_length": 1}}).model
     except schema.ConfigError as error:
         text = str(error).partition("\n")[2]
         raise CheckpointError(f"{where} describes an impossible model:\n{text}") from error
@@ -211,17 +212,6 @@ def refuse(problems: Sequence[str]) -> None:
 
 def _get(model: Model, field: str) -> Any:
     return functools.reduce(getattr, field.split("."), model)
-
-
-def _nest(fields: Config) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for field, value in fields.items():
-        *sections, name = field.split(".")
-        node = nested
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
-    return nested
 
 
 # --- What the schemas share -----------------------------------------------------------------------
