@@ -1,14 +1,16 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zaya_jax.config import Balance
 from zaya_jax.model import forms, functional
 from zaya_jax.train import state as train_state
 from zaya_jax.train.gradient import summed_nats as eager_summed_nats
-from zaya_jax.train.step import make_eval_step, make_train_step
+from zaya_jax.train.step import make_eval_step, make_train_step, rates
 
 summed_nats = jax.jit(eager_summed_nats, static_argnums=0)
 
@@ -64,6 +66,32 @@ def test_the_step_moves_experts_biases_against_their_load_and_no_others(experime
         assert moved[-1] == -1
         overload = np.asarray(metrics.load[layer]) - 1 / 4
         np.testing.assert_array_equal(np.sign(moved[:-1]), -np.sign(overload))
+
+
+def with_other_rates(experiment, **balance):
+    """The same experiment but for the numbers that a search varies."""
+    return dataclasses.replace(
+        experiment,
+        optim=dataclasses.replace(experiment.optim, learning_rate=0.5),
+        balance=dataclasses.replace(experiment.balance, rate=0.25, **balance),
+    )
+
+
+def test_rates_that_are_given_take_the_place_of_the_configs(experiment, start, batch):
+    as_constants = make_train_step(experiment)(copy(start), {}, batch)
+    other = make_train_step(with_other_rates(experiment))
+    given = other(copy(start), {}, batch, rates(experiment))
+    chex.assert_trees_all_close(given, as_constants, rtol=1e-4, atol=1e-6)
+
+
+def test_trials_of_a_search_share_one_program(experiment, start, batch):
+    """Or each would compile its step anew, which takes longer than a small run."""
+    pid = dataclasses.replace(experiment, balance=Balance(kind="pid"))
+    one, other = (
+        make_train_step(these).lower(start, {}, batch, rates(these)).as_text()
+        for these in (pid, with_other_rates(pid, kp=0.1, ki=0.2, kd=0.3))
+    )
+    assert one == other
 
 
 def test_padding_counts_nowhere(experiment, start, batch):

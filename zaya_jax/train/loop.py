@@ -29,7 +29,7 @@ from zaya_jax.train.feed import Feed
 from zaya_jax.train.metrics import Writer
 from zaya_jax.train.progress import Progress, clock
 from zaya_jax.train.state import TrainState
-from zaya_jax.train.step import make_eval_step, make_train_step
+from zaya_jax.train.step import make_eval_step, make_train_step, rates
 from zaya_jax.train.telemetry import UNWRITTEN, Metrics
 
 
@@ -124,6 +124,7 @@ class _Run:
             progress.say(f"resuming {folder} at step {int(state.step):,}")
         self._begin(state)
         self.frozen: Params = {} if self.base is None else _placed(self.base.params)
+        self.rates = rates(experiment)
         self.eval_step = make_eval_step(experiment.model)
         # Jitted: its loops over stacks would else be compiled anew at every evaluation.
         self.merge = jax.jit(functools.partial(lora.merge, experiment.model, experiment.lora))
@@ -180,7 +181,7 @@ class _Run:
         pending: deque[tuple[int, Metrics]] = deque()
         while step < self.cadence.steps and not self.stop:
             assert take_step is not None
-            self.state, metrics = take_step(self.state, self.frozen, self.feed(cursor))
+            self.state, metrics = take_step(self.state, self.frozen, self.feed(cursor), self.rates)
             step, cursor = step + 1, cursor + 1
             pending.append((step, metrics))
             evaluating = self._due(step, self.cadence.eval_every)
@@ -204,7 +205,7 @@ class _Run:
         began = time.monotonic()
         step = make_train_step(self.experiment)
         batch = self.feed(int(self.state.cursor))
-        compiled = step.lower(self.state, self.frozen, batch).compile()
+        compiled = step.lower(self.state, self.frozen, batch, self.rates).compile()
         self.progress.say(f"compiled in {time.monotonic() - began:.1f} s")
         return compiled
 

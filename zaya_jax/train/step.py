@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.stages import Wrapped
 
 from zaya_jax import balance, lora, optim
 from zaya_jax.config import Experiment, Model
+from zaya_jax.config.kinds import BALANCERS
 from zaya_jax.data.packing import Batch
 from zaya_jax.model import functional
 from zaya_jax.model.functional import Biases, Params
@@ -21,22 +23,55 @@ from zaya_jax.train.state import TrainState
 from zaya_jax.train.telemetry import Metrics
 
 
+class Rates(NamedTuple):
+    """Numbers of the config that a compiled step takes as arguments, so that the trials of a search
+    for them share one program. Floats, or scalars."""
+
+    learning_rate: float | jax.Array
+    balance: float | jax.Array
+    kp: float | jax.Array
+    ki: float | jax.Array
+    kd: float | jax.Array
+
+
+def rates(experiment: Experiment) -> Rates:
+    """Those that a config has."""
+    b = experiment.balance
+    return Rates(experiment.optim.learning_rate, b.rate, b.kp, b.ki, b.kd)
+
+
+def with_rates(experiment: Experiment, given: Rates) -> Experiment:
+    """The config with other rates. A balancer that somebody brings keeps its own: it may look at
+    them in Python."""
+    optim_section = dataclasses.replace(experiment.optim, learning_rate=given.learning_rate)
+    section = experiment.balance
+    if section.kind in BALANCERS:
+        section = dataclasses.replace(
+            section, rate=given.balance, kp=given.kp, ki=given.ki, kd=given.kd
+        )
+    return dataclasses.replace(experiment, optim=optim_section, balance=section)
+
+
 def make_train_step(experiment: Experiment) -> Wrapped:
-    """The jitted step `(TrainState, frozen, Batch) -> (TrainState, Metrics)`.
+    """The jitted step `(TrainState, frozen, Batch, Rates | None) -> (TrainState, Metrics)`.
 
     The state given to it is donated: its buffers hold the new state afterwards. `frozen` is {}, or
-    the base's parameters under LoRA; it is not donated.
+    the base's parameters under LoRA; it is not donated. Without rates those of the config are
+    constants of the program.
 
     A step that `faults.accepts` refuses leaves parameters, biases, optimizer and balancer as they
     were; `step` and `cursor` go on, for its batch is behind the run.
     """
     model = experiment.model
     declared, biased = lora.trained(experiment), functional.bias_declarations(model)
-    optimizer, controller = train_state.optimizer(experiment), train_state.controller(experiment)
-    learning_rate = optim.schedule(experiment.optim, experiment.train.steps)
     gradient = make_gradient(experiment)
 
-    def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, frozen: Params, batch: Batch, given: Rates | None = None
+    ) -> tuple[TrainState, Metrics]:
+        rated = experiment if given is None else with_rates(experiment, given)
+        optimizer, controller = train_state.optimizer(rated), train_state.controller(rated)
+        learning_rate = optim.schedule(rated.optim, rated.train.steps)
         gradients, totals = gradient(state.params, frozen, state.biases, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         nudges, balance_state = controller.update(
