@@ -87,6 +87,7 @@ def test_rates_that_are_given_take_the_place_of_the_configs(experiment, start, b
 def test_trials_of_a_search_share_one_program(experiment, start, batch):
     """Or each would compile its step anew, which takes longer than a small run."""
     pid = dataclasses.replace(experiment, balance=Balance(kind="pid"))
+    start = start.replace(balance=train_state.controller(pid).init(start.biases))
     one, other = (
         make_train_step(these).lower(start, {}, batch, rates(these)).as_text()
         for these in (pid, with_other_rates(pid, kp=0.1, ki=0.2, kd=0.3))
