@@ -52,6 +52,7 @@ OPS = (
     "grouped_matmul",
     "residual_norm",
     "cross_entropy",
+    "newton_schulz",
 )
 
 _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=None)

@@ -5,7 +5,7 @@ For a gradient G [m, n] with momentum M, both float32,
     M <- mu M + (1 - mu) G                              the momentum
     N  = mu M + (1 - mu) G   (Nesterov),  or  N = M     what is orthogonalised
     X  = N / max(|N|_F, 1e-7)
-    X <- (a I + b A + c A A) X,   A = X X^T             `iterations` times (Newton-Schulz)
+    X <- (a I + b A + c A A) X,   A = X X^T             `iterations` times (`newton_schulz`)
     update = rms sqrt(max(m, n)) X                      as large as AdamW's, element by element
 
 These are the momentum and the Nesterov form of `torch.optim.Muon` (an average that starts at zero;
@@ -28,16 +28,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pallas_kernels.newton_schulz import newton_schulz
 from zaya_jax.config import Muon
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""a, b, c of Keller Jordan's quintic: steepest at 0, and then within about [0.7, 1.2] of 1."""
-EPS = 1e-7
-"""Norm below which a matrix is not blown up to unit size (that of torch)."""
 PIECE = 2**23
 """Elements that are orthogonalised at a time: 32 MiB, one gate/up matrix of the 8B."""
-BLOCK = 512
-"""Rows up to which a symmetric product is computed whole."""
 
 
 class MuonState(NamedTuple):
@@ -46,59 +41,19 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def symmetric_product(x: jax.Array) -> jax.Array:
-    """x x^T of [..., m, n], where only one of two mirrored blocks is multiplied out.
-
-    With halves of halves down to `BLOCK` rows this takes (1/2 + BLOCK / 2m) of the full product's
-    operations: 5/8 for m = 2048.
-    """
-    m = x.shape[-2]
-    if m <= BLOCK:
-        return jnp.matmul(x, x.mT, precision="highest")
-    top, bottom = x[..., : m // 2, :], x[..., m // 2 :, :]
-    corner = jnp.matmul(bottom, top.mT, precision="highest")
-    upper = jnp.concatenate([symmetric_product(top), corner.mT], axis=-1)
-    lower = jnp.concatenate([corner, symmetric_product(bottom)], axis=-1)
-    return jnp.concatenate([upper, lower], axis=-2)
-
-
-def orthogonalize(x: jax.Array, iterations: int = 5) -> jax.Array:
-    """Newton-Schulz: nearly U V^T of x = U S V^T, for every matrix of a batch.
-
-    Five iterations bring singular values down to some hundredths of the Frobenius norm into
-    [0.68, 1.14]; a square Gaussian matrix keeps a few that are smaller.
-
-    Args:
-      x: [..., m, n] float.
-      iterations: of the quintic.
-
-    Returns:
-      [..., m, n] in float32, or float64 if x is; 0 where a matrix is 0.
-    """
-    a, b, c = COEFFICIENTS
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x  # products of the smaller side
-    norm = jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
-    x = x / jnp.maximum(norm, EPS)
-    identity = jnp.eye(x.shape[-2], dtype=x.dtype)
-
-    def step(_: int, x: jax.Array) -> jax.Array:
-        gram = symmetric_product(x)
-        factor = a * identity + b * gram + c * symmetric_product(gram)
-        return jnp.matmul(factor, x, precision="highest")
-
-    x = jax.lax.fori_loop(0, iterations, step, x)
-    return x.mT if tall else x
-
-
 def update_of(x: jax.Array, muon: Muon, halves: bool) -> jax.Array:
     """The update of matrices [..., m, n] (or of each half [..., m, n / 2]), to be subtracted."""
     if halves:
         gate, up = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([update_of(half, muon, False) for half in (gate, up)], axis=-1)
     scale = muon.rms * math.sqrt(max(x.shape[-2:]))
-    return (scale * orthogonalize(x, muon.iterations)).astype(x.dtype)
+    orthogonal = newton_schulz(
+        x,
+        muon.iterations,
+        products=jnp.bfloat16 if muon.bfloat16_products else None,
+        implementation=muon.implementation,
+    )
+    return (scale * orthogonal).astype(x.dtype)
 
 
 def in_pieces(function: Callable[..., jax.Array], x: jax.Array, *more: jax.Array) -> jax.Array:

@@ -177,6 +177,8 @@ def _check_optim(optim: Optim) -> typing.Iterator[str]:
     yield from _among("optim.schedule", optim.schedule, SCHEDULES)
     yield from _shares("optim", optim, "b1 b2")
     yield from _shares("optim.muon", optim.muon, "momentum")
+    accepted = ("auto", *dispatch.load("newton_schulz").IMPLEMENTATIONS)
+    yield from _among("optim.muon.implementation", optim.muon.implementation, accepted)
     if not 0 <= optim.weight_decay < math.inf:
         yield f"optim.weight_decay = {optim.weight_decay}: expected 0 or more"
     for name in ("final_fraction", "decay_fraction"):

@@ -155,6 +155,8 @@ class Muon:
     iterations: int = 5
     rms: float = 0.2  # size of an update's elements: rms * sqrt(max(m, n)) times orthogonal
     split_gate_up: bool = False  # orthogonalise the experts' gate and up matrices apart
+    bfloat16_products: bool = False  # of Newton-Schulz: 8 times faster on a GPU, rounds 2^-9
+    implementation: str = "auto"  # of the op newton_schulz
 
 
 @dataclasses.dataclass(frozen=True)
