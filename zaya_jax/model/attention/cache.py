@@ -16,11 +16,15 @@ class LayerCache(NamedTuple):
     """k and v [B, K, T, C] of the tokens so far, and the CCA state (None for other kinds).
 
     `mla` keeps one latent a token as its k, and nothing (C = 0) as its v.
+
+    With a `table` [B, N] int32 the others are a pool of pages, [P, ...], which rows hold by it: see
+    `paged`.
     """
 
     k: jax.Array
     v: jax.Array
     state: State | None = None
+    table: jax.Array | None = None
 
 
 def keys_and_values(

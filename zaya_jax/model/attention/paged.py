@@ -1,0 +1,107 @@
+"""What one layer remembers of many sequences, in pages that they hold by table.
+
+A pool has P pages with room for T tokens each; a sequence's position p lies in the page
+`table[row, p // T]` at p % T. Beside the keys and values of its tokens a page keeps the CCA state
+after the last of them. So a sequence goes on from its last page alone, and whoever shares the full
+pages of a prompt has the state at their border with them.
+
+Page 0 is nobody's: rows that rest, and padding, write there.
+
+A layer is a `LayerCache` with a table [B, N] int32, 0 where a row has no page, whose other fields
+have P rows: k and v [P, K, T, C], the state [P, past, N] and [P, K * C / 2].
+
+A call has one new token a row (decoding), or a chunk of S tokens that begins at a border of pages
+(prefill); S is then a multiple of T.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.cca_mix import State
+from pallas_kernels.decode_attention.reference import plain
+from zaya_jax.model.attention.cache import LayerCache, last_state
+
+
+def pages_of(table: jax.Array, index: jax.Array, wanted: jax.Array, room: int) -> jax.Array:
+    """The pages [B, J] in which new tokens go, 0 for those that are not wanted.
+
+    Args:
+      table: [B, N].
+      index: [B] position of each row's first new token.
+      wanted: [B, J] whether anything of the J pages from there on is to be written.
+    """
+    column = index[:, None] // room + jnp.arange(wanted.shape[1])
+    pages = jnp.take_along_axis(table, column, axis=1, mode="fill", fill_value=0)
+    return jnp.where(wanted, pages, 0)
+
+
+def wanted_pages(live: jax.Array, room: int) -> jax.Array:
+    """[B, J]: whether each page of a chunk gets a token; live [B, S] is True for the first ones."""
+    return live[:, :: room if live.shape[1] > 1 else 1]
+
+
+def append(
+    cache: LayerCache, k: jax.Array, v: jax.Array, lengths: jax.Array, live: jax.Array
+) -> LayerCache:
+    """Writes keys and values [B, S, K, C] of new tokens behind the first `lengths` of each row."""
+    room, (B, S, K, C) = cache.k.shape[2], k.shape
+    assert cache.table is not None
+    pages = pages_of(cache.table, lengths, wanted_pages(live, room), room)
+
+    def write(pool: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.astype(pool.dtype)
+        if S == 1:
+            return pool.at[pages[:, 0], :, lengths % room].set(new[:, 0])
+        new = new.reshape(B * S // room, room, K, C).swapaxes(1, 2)
+        return pool.at[pages.reshape(-1)].set(new)
+
+    return cache._replace(k=write(cache.k, k), v=write(cache.v, v))
+
+
+def state_before(cache: LayerCache, lengths: jax.Array) -> State | None:
+    """The CCA state after the first `lengths` tokens of each row: anything where that is none, for
+    a token of position 0 reads nothing of it."""
+    assert cache.table is not None
+    column = jnp.maximum(lengths - 1, 0)[:, None] // cache.k.shape[2]
+    page = jnp.take_along_axis(cache.table, column, axis=1)[:, 0]
+    return jax.tree.map(lambda pool: pool[page], cache.state)
+
+
+def remember(
+    cache: LayerCache,
+    before: State,
+    qk: jax.Array,
+    v_delayed: jax.Array,
+    lengths: jax.Array,
+    live: jax.Array,
+) -> LayerCache:
+    """Writes the CCA state at the end of every page that got a token.
+
+    Args:
+      before: state after the first `lengths` tokens of each row.
+      qk: [B, S, N] latents of the new tokens, before the convolutions.
+      v_delayed: [B, S, K * C / 2].
+    """
+    assert cache.table is not None
+    room = cache.k.shape[2]
+    wanted, counts = wanted_pages(live, room), jnp.sum(live, axis=1, dtype=jnp.int32)
+    pages = pages_of(cache.table, lengths, wanted, room)
+
+    def at(count: jax.Array) -> State:
+        return last_state(before, qk, v_delayed, count)
+
+    ends = (jnp.arange(wanted.shape[1], dtype=jnp.int32)[:, None] + 1) * room
+    states = jax.vmap(at, out_axes=1)(jnp.minimum(ends, counts))  # [B, J, ...]
+    state = jax.tree.map(
+        lambda pool, new: pool.at[pages].set(new.astype(pool.dtype)), cache.state, states
+    )
+    return cache._replace(state=state)
+
+
+def in_a_row(cache: LayerCache) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, N * T, K, C] of all pages of the table, one behind the other."""
+    keys = plain(cache.k, cache.table, None, cache.k.dtype)
+    values = plain(cache.v, cache.table, None, cache.v.dtype)
+    return keys.swapaxes(1, 2), values.swapaxes(1, 2)
