@@ -21,6 +21,7 @@ FLOOR = {
     "config": 1,
     "options": 1,
     "platform": 1,
+    "sandbox": 1,
     "model": 2,
     "balance": 3,
     "costs": 3,
