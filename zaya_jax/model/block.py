@@ -78,7 +78,7 @@ class Block(nnx.Module):
         x = x.reshape(-1, shape[-1])
         live = None if tokens.live is None else tokens.live.reshape(-1)
         routing = self.router(x, router_state, live)
-        y = self.experts(x, routing).reshape(shape)
+        y = self.experts(x, routing, tokens.shard).reshape(shape)
         stream, _ = self.mlp_residual(y, stream)
 
         stats = self._stats(routing, jax.lax.stop_gradient(stream), live)

@@ -22,6 +22,7 @@ from zaya_jax.model.cache import Cache
 from zaya_jax.model.norm import rms_norm
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import Declare, normal, ones, zeros
+from zaya_jax.model.shard import WHOLE, Shard
 
 
 class Output(NamedTuple):
@@ -92,6 +93,7 @@ class Decoder(nnx.Module):
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         cache: Cache | None = None,
+        shard: Shard = WHOLE,
     ) -> Output:
         """Runs the network.
 
@@ -102,6 +104,7 @@ class Decoder(nnx.Module):
           positions: [B, S] int32 index in the document; derived from `segment_ids` by default.
           cache: an empty cache to prefill with a prompt (padding on the right), or a filled one to
             continue by a single token (S = 1); every row must have room.
+          shard: which part of a batch the tokens are; a part of rows brings its positions along.
 
         Returns:
           `Output`.
@@ -118,7 +121,8 @@ class Decoder(nnx.Module):
             if cache is not None:
                 positions = positions + cache.lengths[:, None]
         live = None if segment_ids is None else segment_ids > 0
-        place = Tokens(segment_ids, positions, live, None if cache is None else cache.lengths)
+        lengths = None if cache is None else cache.lengths
+        place = Tokens(shard.row(segment_ids), positions, live, lengths, shard)
 
         stream, state = self.embed(tokens), None
         stats: list[RouterStats] = []
@@ -134,6 +138,7 @@ class Decoder(nnx.Module):
         if len(self.stacks):
             stream, scanned = self._scan(stream, state, place)
             merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), merged, scanned)
+        merged = shard.join(merged, live)
 
         if cache is not None:
             added = jnp.sum(live, axis=1, dtype=jnp.int32) if live is not None else S

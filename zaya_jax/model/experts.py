@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,7 @@ from pallas_kernels.grouped_matmul import experts
 from pallas_kernels.router import Routing
 from zaya_jax.config import Model
 from zaya_jax.model.parameter import Declare, normal
+from zaya_jax.model.shard import WHOLE, Shard
 
 
 class Experts(nnx.Module):
@@ -36,19 +39,19 @@ class Experts(nnx.Module):
             layout="transposed",
         )
 
-    def __call__(self, x: jax.Array, routing: Routing) -> jax.Array:
+    def __call__(self, x: jax.Array, routing: Routing, shard: Shard = WHOLE) -> jax.Array:
         """The weighted sum of each token's experts; x [T, D] -> [T, D].
 
         The skip class gives nothing under the rule `zero` (transformers) and the token itself times
         its probability under `passthrough` (SGLang, mlx-vlm, Primus).
         """
-        y = experts(
+        y = shard.experts(
+            functools.partial(experts, implementation=self.model.ops.grouped_matmul),
             x,
             routing.index,
             routing.weight,
             self.gate_up[...].astype(x.dtype),
             self.down[...].astype(x.dtype),
-            implementation=self.model.ops.grouped_matmul,
         )
         if self.model.router.skip == "passthrough":
             skipped = routing.index == self.model.router.experts

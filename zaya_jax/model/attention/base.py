@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from zaya_jax.model.attention.cache import LayerCache, append
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import Declare, normal
 from zaya_jax.model.rope import rope_table
+from zaya_jax.model.shard import WHOLE, Shard
 
 FEW_TOKENS = 256
 """Tokens of a call up to which projections of the same input stay apart; see `project`."""
@@ -24,17 +26,19 @@ FEW_TOKENS = 256
 class Tokens(NamedTuple):
     """Where the tokens of a call stand; shared by all layers.
 
-    segment_ids: [B, S] int32 document of each token in its row, 0 for padding; None means one
-      document and no padding.
+    segment_ids: [B, T] int32 document of each position of a row, 0 for padding; None means one
+      document and no padding. T is S, or more where the tokens are a part of their rows.
     positions: [B, S] int32 index of each token in its document.
     live: [B, S] bool, False for padding; None means all.
     lengths: [B] int32 tokens in the cache before this call, None without a cache.
+    shard: which part of the batch these tokens are.
     """
 
     segment_ids: jax.Array | None
     positions: jax.Array
     live: jax.Array | None
     lengths: jax.Array | None = None
+    shard: Shard = WHOLE
 
 
 class Attention(nnx.Module):
@@ -110,14 +114,10 @@ class Attention(nnx.Module):
 
     def attend_row(self, q, k, v, tokens: Tokens) -> jax.Array:
         """q [B, S, H, C], k and v [B, S, K, C] -> [B, S, H, C]."""
-        return attention(
-            q,
-            k,
-            v,
-            tokens.segment_ids,
-            window=self.window,
-            implementation=self.model.ops.attention,
+        op = functools.partial(
+            attention, window=self.window, implementation=self.model.ops.attention
         )
+        return tokens.shard.attend(op, q, k, v, tokens.segment_ids)
 
     def attend_cache(self, q, k, v, tokens: Tokens, scale: float | None = None) -> jax.Array:
         """q [B, H, C] of the newest token, caches k and v [B, K, T, C] -> [B, H, C]."""

@@ -80,21 +80,30 @@ class CCA(Attention):
             part("conv_grouped_bias"),
             self.temperature[...],
         )
-        cos, sin = self.rope(tokens.positions)
-        mixed_q, mixed_k, v = cca_mix(
-            q,
-            k,
-            v_current,
-            v_delayed,
-            weights,
-            cos,
-            sin,
-            tokens.positions,
+
+        def mix(q, k, v_current, v_delayed, cos, sin, positions, state):
+            return cca_mix(
+                q,
+                k,
+                v_current,
+                v_delayed,
+                weights,
+                cos,
+                sin,
+                positions,
+                state,
+                norm_dtype=self.numerics.dtype("qk_mean_norm"),
+                qk_mean=a.qk_mean,
+                value_shift=a.value_shift,
+                implementation=self.model.ops.cca_mix,
+            )
+
+        mixed_q, mixed_k, v = tokens.shard.mix(
+            mix,
+            weights.past,
+            (q, k, v_current, v_delayed),
+            (*self.rope(tokens.positions), tokens.positions),
             None if cache is None else cache.state,
-            norm_dtype=self.numerics.dtype("qk_mean_norm"),
-            qk_mean=a.qk_mean,
-            value_shift=a.value_shift,
-            implementation=self.model.ops.cca_mix,
         )
         if cache is not None:
             assert cache.state is not None
