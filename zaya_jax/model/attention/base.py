@@ -13,6 +13,7 @@ from flax import nnx
 from pallas_kernels.attention import attention
 from pallas_kernels.decode_attention import decode_attention
 from zaya_jax.config import Model
+from zaya_jax.model.attention import paged
 from zaya_jax.model.attention.cache import LayerCache, append
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import Declare, normal
@@ -94,7 +95,8 @@ class Attention(nnx.Module):
         return rope_table(positions, theta=self.theta, channels=channels, numerics=self.numerics)
 
     def attend(self, q, k, v, tokens: Tokens, cache: LayerCache | None):
-        """Attention over this call's tokens, or over the cache for a single new token.
+        """Attention over this call's tokens, or over the cache for a single new token; over both in
+        a cache of pages.
 
         Args:
           q: [B, S, H, C].
@@ -103,6 +105,10 @@ class Attention(nnx.Module):
         Returns:
           [B, S, D] and the cache with the new tokens.
         """
+        if cache is not None and cache.table is not None:
+            assert tokens.lengths is not None and tokens.live is not None
+            cache = paged.append(cache, k, v, tokens.lengths, tokens.live)
+            return self.project_out(self.attend_pages(q, k, v, tokens, cache)), cache
         if cache is not None:
             assert tokens.lengths is not None
             cache = append(cache, k, v, tokens.lengths)
@@ -130,6 +136,35 @@ class Attention(nnx.Module):
             window=self.window,
             scale=scale,
             implementation=self.model.ops.decode_attention,
+        )
+
+    def attend_pages(self, q, k, v, tokens: Tokens, cache: LayerCache) -> jax.Array:
+        """q [B, S, H, C] of new tokens, which the cache holds -> [B, S, H, C].
+
+        A chunk that the table has no room before, being as long as the table, begins at position 0.
+        One that has continues a single row, B = 1.
+        """
+        assert tokens.lengths is not None and tokens.live is not None and cache.table is not None
+        if q.shape[1] == 1:
+            out = decode_attention(
+                q[:, 0],
+                cache.k,
+                cache.v,
+                jnp.where(tokens.live[:, 0], tokens.lengths + 1, 0),
+                window=self.window,
+                pages=cache.table,
+                implementation=self.model.ops.decode_attention,
+            )
+            return out[:, None]
+        if q.shape[1] == cache.table.shape[1] * cache.k.shape[2]:
+            return self.attend_row(q, k, v, tokens)
+        assert len(q) == 1, "one offset for all rows of a call"
+        return attention(
+            q,
+            *paged.in_a_row(cache),
+            query_offset=tokens.lengths[0],
+            window=self.window,
+            implementation=self.model.ops.attention,
         )
 
     def project_out(self, out: jax.Array) -> jax.Array:

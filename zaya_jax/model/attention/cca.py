@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.cca_mix import State, Weights, cca_mix
 from zaya_jax.config import Model
+from zaya_jax.model.attention import paged
 from zaya_jax.model.attention.base import Attention, Tokens, project
 from zaya_jax.model.attention.cache import LayerCache, keys_and_values, last_state
 from zaya_jax.model.parameter import Declare, normal, ones, zeros
@@ -80,6 +81,10 @@ class CCA(Attention):
             part("conv_grouped_bias"),
             self.temperature[...],
         )
+        state = None if cache is None else cache.state
+        if cache is not None and cache.table is not None:
+            assert tokens.lengths is not None
+            state = paged.state_before(cache, tokens.lengths)
 
         def mix(q, k, v_current, v_delayed, cos, sin, positions, state):
             return cca_mix(
@@ -103,9 +108,13 @@ class CCA(Attention):
             weights.past,
             (q, k, v_current, v_delayed),
             (*self.rope(tokens.positions), tokens.positions),
-            None if cache is None else cache.state,
+            state,
         )
-        if cache is not None:
+        if cache is not None and cache.table is not None:
+            assert state is not None and tokens.lengths is not None and tokens.live is not None
+            qk = jnp.concatenate([q, k], axis=-1)
+            cache = paged.remember(cache, state, qk, v_delayed, tokens.lengths, tokens.live)
+        elif cache is not None:
             assert cache.state is not None
             counts = jnp.full(x.shape[:1], x.shape[1], jnp.int32)
             if tokens.live is not None:
