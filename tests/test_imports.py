@@ -25,6 +25,7 @@ FLOOR = {
     "model": 2,
     "balance": 3,
     "costs": 3,
+    "answers": 3,
     "data": 3,
     "lora": 3,
     "muon": 2,

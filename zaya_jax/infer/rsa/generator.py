@@ -1,0 +1,148 @@
+"""A policy that is a model: `zaya_jax.infer.Generator` behind the interface of `policy`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from zaya_jax.data import chat
+from zaya_jax.data.messages import THINK
+from zaya_jax.errors import UserError
+from zaya_jax.infer import Completion, Generator, Request, sampler
+from zaya_jax.infer.generate import bucket
+from zaya_jax.infer.request import encode
+from zaya_jax.infer.rsa import prompts
+from zaya_jax.infer.rsa.policy import Ask, Message, Sample
+from zaya_jax.infer.rsa.settings import Settings
+from zaya_jax.load import TOKENIZER, Loaded
+
+
+class Chat:
+    """Writes conversations as a model's token ids.
+
+    With the control tokens of a chat template, by that template; a tokenizer without them belongs
+    to a model that continues texts, and gets the texts of the messages.
+
+    Attributes:
+      template: None for a model that continues texts.
+    """
+
+    def __init__(self, loaded: Loaded, template: str | None = None):
+        """Args:
+          loaded: the model; it must have a tokenizer.
+          template: a Jinja file; None for the tokenizer's own, or else ours.
+
+        Raises:
+          UserError: no tokenizer; a template that cannot be read; one that was named, and the
+            tokenizer lacks its control tokens.
+        """
+        self._loaded, self._tokenizer = loaded, loaded.require_tokenizer()
+        source = loaded.source
+        folder = source.path / TOKENIZER if source.kind == "run" else source.path
+        self.template: chat.ChatTemplate | None = chat.ChatTemplate.find(template, folder)
+        try:
+            chat.check_tokenizer(self._tokenizer, self.template)
+        except UserError:
+            if template is not None:
+                raise
+            self.template = None
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The ids after which the model is to answer."""
+        if self.template is None:
+            return encode(self._loaded, "\n\n".join(message["content"] for message in messages))
+        return chat.prompt(messages, self._tokenizer, self.template)
+
+    def opens_thinking(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt ends within a think block: then the model writes no `<think>`."""
+        opening, closing = (self._tokenizer.id_of(tag) for tag in THINK)
+        last = next((i for i in reversed(ids) if i in (opening, closing)), None)
+        return opening is not None and last == opening
+
+    def decode(self, completion: Completion) -> str:
+        """What was written, think tags and all, without the token that ended it."""
+        known = self._tokenizer.vocab_size
+        kept = [i for i in completion.tokens if i not in self._loaded.stop_ids and i < known]
+        return self._tokenizer.decode(kept, keep_special=True)
+
+
+class GeneratorPolicy:
+    """Answers asks in batches of prompts that are padded to the same length.
+
+    So what is computed for an ask does not depend on which others there are: a run that was
+    interrupted goes on as if it had not been.
+    """
+
+    def __init__(self, loaded: Loaded, chat_form: Chat, *, batch: int, capacity: int):
+        """Args:
+          loaded: the model; layers in the form `unroll`.
+          chat_form: writes the conversations.
+          batch: rollouts that run together.
+          capacity: tokens of the longest prompt and its rollout; see `capacity`.
+
+        Raises:
+          UserError: as `Generator`.
+        """
+        self._chat = chat_form
+        self._generator = Generator(loaded, batch=batch, capacity=capacity)
+
+    def __call__(
+        self,
+        asks: Sequence[Ask],
+        done: Callable[[int, Sample], None],
+        progress: Callable[[int, str], None] | None = None,
+    ) -> None:
+        encoded = [self._chat.encode(ask.messages) for ask in asks]
+        order = sorted(range(len(asks)), key=lambda i: bucket(len(encoded[i])))
+        for _, alike in itertools.groupby(order, key=lambda i: bucket(len(encoded[i]))):
+            members = list(alike)
+            for begin in range(0, len(members), self._generator.batch):
+                self._run(asks, encoded, members[begin : begin + self._generator.batch], done,
+                          progress)  # fmt: skip
+
+    def _run(
+        self,
+        asks: Sequence[Ask],
+        encoded: Sequence[Sequence[int]],
+        group: Sequence[int],
+        done: Callable[[int, Sample], None],
+        progress: Callable[[int, str], None] | None,
+    ) -> None:
+        requests = [_request(asks[i], encoded[i]) for i in group]
+        tell = None if progress is None else (lambda place, text: progress(group[place], text))
+        for i, completion in zip(group, self._generator.generate(requests, tell), strict=True):
+            sample = Sample(
+                text=self._chat.decode(completion),
+                tokens=len(completion.tokens),
+                prompt_tokens=completion.prompt_tokens,
+                finish=completion.finish,
+                thinking=self._chat.opens_thinking(encoded[i]),
+            )
+            done(i, sample)
+
+
+def capacity(
+    conversation: Sequence[Message], settings: Settings, chat_form: Chat, context: int
+) -> int:
+    """Tokens that a run needs room for: its longest prompt, and the longest rollout.
+
+    Raises:
+      UserError: the model's context has no room for them.
+    """
+    prompt = prompts.longest(conversation, settings, lambda m: len(chat_form.encode(m)))
+    stages = range(settings.rounds + 1 + (settings.selection == "aggregate"))
+    rollout = max(settings.budget_of(stage) for stage in stages)
+    if prompt + rollout > context:
+        raise UserError(
+            f"prompts of up to {prompt} tokens and rollouts of up to {rollout} do not fit the "
+            f"model's context of {context}: lower --candidates, --tail or the budgets"
+        )
+    return prompt + rollout
+
+
+def _request(ask: Ask, ids: Sequence[int]) -> Request:
+    given = ask.sampling
+    sampling = sampler.Sampling(
+        given.temperature, given.top_k, given.top_p, given.min_p, seed=ask.seed
+    )
+    return Request(ids, ask.max_tokens, sampling)
