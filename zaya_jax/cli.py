@@ -76,6 +76,15 @@ VERBS: Mapping[str, Verb] = {
             "generate --model=path/to/ZAYA1-8B --prompt='The answer is' --temperature=0.6",
         ),
     ),
+    "solve": Verb(
+        "zaya_jax.infer.rsa.cli",
+        "answer a problem with Markovian RSA: many rollouts, aggregated over rounds",
+        (
+            "solve --model=path/to/ZAYA1-8B --prompt_file=problem.txt --trace=runs/problem.jsonl",
+            "solve --model=runs/tiny --prompt='2+2?' --population=4 --candidates=2 --tail=32 "
+            "--budget=64",
+        ),
+    ),
     "import": Verb(
         "zaya_jax.hf.cli_import",
         "turn a Hugging Face folder into a checkpoint",
