@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zaya_jax.sandbox import answers, judge, values
+from zaya_jax.sandbox import judge, values
 from zaya_jax.sandbox.judge import PerTest
 
 BRIEF = PerTest(seconds=0.4)
@@ -187,20 +187,3 @@ def test_too_deep_or_foreign_values_are_refused():
     for value in (nested, {"no": 1}, {"dict": [1]}, {"bytes": "x"}, {}, {"dict": [[[], 1]]}):
         with pytest.raises(values.NotPlain):
             values.decode(value)
-
-
-@pytest.mark.parametrize(
-    ("answer", "block"),
-    [
-        ("```python\na\n```", "a\n"),
-        ("```python\na\n```\ntext\n```py\nb\n```\n```text\nc\n```", "b\n"),
-        ("<think>```python\nno\n```</think>done", None),
-        ("<think>x</think>```\nplain\n```", "plain\n"),
-        ("```python\ncut off", None),
-        ("no code", None),
-        ("  ```Python title\n  a\n  ```", "  a\n"),
-        ('```python\ns = """\n```inline```\n"""\n```', 's = """\n```inline```\n"""\n'),
-    ],
-)
-def test_the_program_in_an_answer(answer, block):
-    assert answers.last_block(answer) == block

@@ -100,9 +100,9 @@ def same(a: Any, b: Any, tolerance: float = 1e-9) -> bool:
 
 
 def _close(a: float, b: float, tolerance: float) -> bool:
-    if math.isnan(a) or math.isnan(b):
-        return math.isnan(a) and math.isnan(b)
     try:
+        if math.isnan(a) or math.isnan(b):
+            return math.isnan(a) and math.isnan(b)
         return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
     except OverflowError:  # an int beyond all floats
         return False

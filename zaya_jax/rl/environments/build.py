@@ -18,7 +18,10 @@ from zaya_jax.rl.environments import codearc, codeio, falsification, standard
 from zaya_jax.rl.environments.seeds import Seed, mistakes
 from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.sandbox import require
+from zaya_jax.sandbox.judge import PerTest
 
+LIMITS = PerTest(seconds=2.0)
+"""Of a seed's own programs, while its claims are tried."""
 Builder = Callable[[Seed, np.random.Generator], Iterator[Task]]
 ENVIRONMENTS: Mapping[str, Builder] = {
     standard.NAME: standard.tasks,
@@ -47,7 +50,7 @@ def tasks(seeds: Iterable[Seed], environments: Sequence[str], *, seed: int) -> I
             raise UserError(f"no code environment {name!r}{hint(name, ENVIRONMENTS)}")
     require()
     for source in seeds:
-        if wrong := mistakes(source):
+        if wrong := mistakes(source, LIMITS):
             print(f"seed {source.name!r} is left out: {'; '.join(wrong[:3])}", file=sys.stderr)
             continue
         for name in environments:

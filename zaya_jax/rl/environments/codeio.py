@@ -25,12 +25,10 @@ LIMITS = PerTest(seconds=2.0, total=2.0)
 def output_tasks(seed: Seed, generator: np.random.Generator) -> Iterator[Task]:
     """Predict an output: one task, of a drawn program and test."""
     program, test = _drawn(seed, generator)
-    asked = "prints for this input" if seed.entry is None else "returns here"
-    form = (
-        "Give exactly what it prints"
-        if seed.entry is None
-        else "Give the value as Python writes it"
-    )
+    asked = "returns here"
+    form = "Give the value as Python writes it"
+    if seed.entry is None:
+        asked, form = "prints for this input", "Give exactly what it prints"
     yield Task(
         prompt=f"What does this program give?\n\n{fenced(program)}\n\nSay what it {asked}:\n"
         f"{words.shown_input(seed.entry, test.input)}\n\n{form}. {FORMATS['answer']}",
@@ -66,11 +64,12 @@ def input_tasks(seed: Seed, generator: np.random.Generator) -> Iterator[Task]:
     if seed.entry is None:
         answer, form = test.input, "Give the input as the program reads it"
     else:
-        answer, form = ", ".join(map(repr, test.input)), "Give the arguments as in a call"
+        answer = ", ".join(map(repr, test.input))
+        form = "Give the arguments as in a call, without the function's name"
     yield Task(
         prompt=f"Find an input for which this program gives a certain output.\n\n{fenced(program)}"
         f"\n\n{words.valid(seed.schema)}{_about_validator(seed)}The output is to be:\n"
-        f"{words.shown(seed.entry, test.output)}\n\n{form}, without the function's name. "
+        f"{words.shown(seed.entry, test.output)}\n\n{form}. "
         f"{FORMATS['answer']}",
         answer=f"<answer>{answer}</answer>",
         verifier=f"{__name__}:verify_input",

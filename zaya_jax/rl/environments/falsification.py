@@ -14,7 +14,7 @@ import numpy as np
 from zaya_jax.answers import FORMATS
 from zaya_jax.rl.environments import words
 from zaya_jax.rl.environments.codeio import proposed
-from zaya_jax.rl.environments.seeds import Seed, agree, is_valid, run
+from zaya_jax.rl.environments.seeds import Seed, agree, is_valid, run, run_all
 from zaya_jax.rl.environments.standard import fenced
 from zaya_jax.rl.rewards.interface import Submission, Task
 from zaya_jax.sandbox.judge import Outcome, PerTest
@@ -69,7 +69,7 @@ def verify(submission: Submission) -> float:
     if given is None or not is_valid(given, about["schema"], about["validator"], LIMITS):
         return 0.0
     entry = about["entry"]
-    trusted = [run(program, entry, [given], LIMITS)[0] for program in about["trusted"]]
+    trusted = [outcomes[0] for outcomes in run_all(about["trusted"], entry, [given], LIMITS)]
     if not all(agree(entry, outcome, trusted[0].value) for outcome in trusted):
         return 0.0  # those who should know do not: nothing is shown
     (outcome,) = run(about["program"], entry, [given], LIMITS)

@@ -132,7 +132,7 @@ _TYPES = {
         ("min", "max"),
         _check_range(("min", "max"), whole=False),
         lambda s, v: isinstance(v, float) and s["min"] <= v <= s["max"],
-        lambda s, g: round(float(g.uniform(s["min"], s["max"])), 6),
+        lambda s, g: float(min(max(round(g.uniform(s["min"], s["max"]), 6), s["min"]), s["max"])),
         lambda s: f"a float from {s['min']} to {s['max']}",
     ),
     "bool": _Type(

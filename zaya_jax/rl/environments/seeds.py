@@ -129,9 +129,7 @@ class Seed:
         self, sources: Sequence[str], inputs: Sequence[Any], limits: PerTest | None = None
     ) -> list[list[Outcome]]:
         """What each of many programs that mean no harm makes of inputs."""
-        if self.entry is None:
-            return [judge.programs(source, inputs, limits) for source in sources]
-        return judge.sweep(sources, self.entry, inputs, limits)
+        return run_all(sources, self.entry, inputs, limits)
 
     def is_valid(self, given: Any, limits: PerTest | None = None) -> bool:
         """Whether an input is valid; False if nothing is known about that."""
@@ -155,6 +153,18 @@ def run(
     if entry is None:
         return judge.programs(source, inputs, limits)
     return judge.calls(source, entry, inputs, limits)
+
+
+def run_all(
+    sources: Sequence[str],
+    entry: str | None,
+    inputs: Sequence[Any],
+    limits: PerTest | None = None,
+) -> list[list[Outcome]]:
+    """What each of many programs that mean no harm makes of inputs; see `judge.sweep`."""
+    if entry is None:
+        return [judge.programs(source, inputs, limits) for source in sources]
+    return judge.sweep(sources, entry, inputs, limits)
 
 
 def agree(entry: str | None, outcome: Outcome, output: Any) -> bool:
