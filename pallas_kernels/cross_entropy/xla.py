@@ -87,11 +87,16 @@ def _backward(chunk, saved, gradients):
             d_logits += jnp.where(columns == targets[:, None], on_target[:, None], 0)
             d_logits = jnp.where(fresh, d_logits, 0).astype(hidden.dtype)
             d_hidden += jnp.dot(d_logits, part, preferred_element_type=dtype)
-            d_part += jnp.einsum("tv,td->vd", d_logits, hidden, preferred_element_type=dtype)
+            # Transposed, [D, v], for XLA on CPU is slow where both operands are: so the small one
+            # is, before the matmul (the barrier keeps it from becoming a part of it again).
+            hidden = lax.optimization_barrier(hidden.T)
+            d_part += jnp.dot(hidden, d_logits, preferred_element_type=dtype)
             return d_part, d_hidden
 
-        d_part = lax.dynamic_slice_in_dim(d_head, first, columns.shape[0])
+        d_part = jnp.zeros((head.shape[1], columns.shape[0]), dtype)
         d_part, d_hidden = lax.scan(token_chunk, d_part, (chunks, d_hidden))
+        # Words that an earlier chunk had got no gradient here, and have theirs already.
+        d_part = d_part.T + lax.dynamic_slice_in_dim(d_head, first, columns.shape[0])
         return d_hidden, lax.dynamic_update_slice_in_dim(d_head, d_part, first, 0)
 
     turns = -(-head.shape[0] // VOCABULARY)
