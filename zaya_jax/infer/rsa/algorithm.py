@@ -141,10 +141,9 @@ def solve(
     answers = tuple(selection.answers(population, settings.kind))
     chosen = selection.majority(population, settings.kind, same)
     if settings.selection == "aggregate":
-        last = run(settings.rounds + 1)
-        chosen = chosen._replace(
-            answer=selection.answers(last, settings.kind)[0], rollout=len(population)
-        )
+        (given,) = selection.answers(run(settings.rounds + 1), settings.kind)
+        if given is not None:  # else the vote stands
+            chosen = chosen._replace(answer=given, rollout=len(population))
     elif settings.selection == "verifier" and verifier is not None:
         chosen = selection.by_verifier(population, settings.kind, verifier)
     elif settings.selection == "none":

@@ -31,7 +31,8 @@ class Chosen(NamedTuple):
 
     Attributes:
       answer: the answer, or None if no rollout gives one.
-      rollout: the number of a rollout that gives it; None if there is none.
+      rollout: the number of a rollout that gives it, N being the one that `aggregate` adds; None
+        if there is none.
       votes: all answers, the winner first.
       scores: of the verifier, if one was asked.
     """
