@@ -6,14 +6,14 @@
 from experiments.ablations import base
 from zaya_jax import config
 
-SHIFT = 180
+SHIFT = 150
 
 
 def get_config():
-    """Python's sources until step 180, then the prose of its documentation."""
+    """Python's sources until step 150, then the prose of its documentation."""
     settings = base.get_config()
     settings.model.num_layers = 2
-    settings.train.steps = settings.train.checkpoint_every = 300
+    settings.train.steps = settings.train.checkpoint_every = 250
     settings.data.mixture = (("stdlib", 0.95), ("stdlib-docs", 0.05))
     settings.data.mixture_schedule = ((SHIFT, (0.05, 0.95)),)
     arms = {

@@ -14,9 +14,9 @@ def get_config():
     settings = base.get_config("dense")
     settings.model.num_layers = 8
     settings.model.layers = "scan"
-    settings.train.steps = 250
-    settings.train.checkpoint_every = 250
-    settings.train.eval_every = 125
+    settings.train.steps = 160
+    settings.train.checkpoint_every = 160
+    settings.train.eval_every = 160
     settings.train.batch_size = 8
     sweep = config.Sweep(
         name="residual",
