@@ -65,9 +65,10 @@ clean: ## remove .venv and caches; runs stay
 	$(PY) -m pip install -q $(PIP_ARGS) -r requirements.txt
 	@touch $@
 
-.venv/.dev: requirements-dev.txt requirements-oracles.txt .venv/.run
+.venv/.dev: requirements-dev.txt requirements-oracles.txt requirements-evals.txt .venv/.run
 	$(PY) -m pip install -q $(PIP_ARGS) -r requirements-dev.txt
 	-$(PY) -m pip install -q $(PIP_ARGS) --no-deps -r requirements-oracles.txt
+	-$(PY) -m pip install -q $(PIP_ARGS) --no-deps -r requirements-evals.txt
 	@touch $@
 
 # The GPUs' compilers keep to an environment of their own (Linux on x86-64).
