@@ -5,6 +5,10 @@ only the chunks that some row attends and keeps a running softmax. XLA:CPU copie
 multiplies, so a chunked position costs about twice a position of the definition's one pass over
 the whole cache, which reads in place; each step takes whichever of the two is cheaper.
 
+A cache in pages is always visited in chunks: one pass would need all pages of a row side by side.
+The chunks visited beyond those of a row add zeros to its sums, so that its bits do not depend on
+its neighbours.
+
 Source: the online softmax of Milakov and Gimelshein (2018).
 """
 
@@ -34,12 +38,13 @@ def decode_attention(
     scales: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Chunked or whole, as is cheaper; see `pallas_kernels.decode_attention.decode_attention`."""
-    if pages is not None or scales is not None:
+    if pages is not None:
+        return _paged(q, k_cache, v_cache, lengths, window, scale, start, pages, scales)
+    if scales is not None:
         # Portable, not fast: the cache is made plain first, as a whole.
         compute = jnp.promote_types(q.dtype, jnp.float32)
-        k_scale, v_scale = scales or (None, None)
-        k_cache = reference.plain(k_cache, pages, k_scale, compute)
-        v_cache = reference.plain(v_cache, pages, v_scale, compute)
+        k_cache = reference.plain(k_cache, None, scales[0], compute)
+        v_cache = reference.plain(v_cache, None, scales[1], compute)
     T = k_cache.shape[2]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     first, end = reference.attended(lengths, start, window)
@@ -51,12 +56,7 @@ def decode_attention(
 
     if T <= CHUNK_COST * CHUNK or k_cache.size <= SMALL:
         return whole()
-    # An idle row must not widen the range of the others.
-    live = first < end
-    chunks = (
-        jnp.where(live, first, T).min() // CHUNK,
-        (jnp.where(live, end, 0).max() + CHUNK - 1) // CHUNK,
-    )
+    chunks = _chunks(first, end, T)
     return lax.cond(
         (chunks[1] - chunks[0]) * CHUNK * CHUNK_COST < T,
         lambda: _chunked(q, k_cache, v_cache, first, end, chunks, scale),
@@ -64,24 +64,68 @@ def decode_attention(
     )
 
 
+def _chunks(first, end, T: int, size: int = CHUNK) -> tuple[jax.Array, jax.Array]:
+    """The range of the chunks that some row attends; an idle row does not widen it."""
+    live = first < end
+    return (
+        jnp.where(live, first, T).min() // size,
+        (jnp.where(live, end, 0).max() + size - 1) // size,
+    )
+
+
 def _chunked(q, k_cache, v_cache, first, end, chunks, scale):
     """Attends positions [first, end) of each row, [B] each, which lie in the range `chunks`."""
+    T = k_cache.shape[2]
+
+    def load(j):
+        # The last chunk of a capacity that is no multiple of CHUNK begins early, inside of the
+        # one before; positions below j * CHUNK have been counted there.
+        begin = jnp.minimum(j * CHUNK, T - CHUNK)
+        k = lax.dynamic_slice_in_dim(k_cache, begin, CHUNK, axis=2)
+        v = lax.dynamic_slice_in_dim(v_cache, begin, CHUNK, axis=2)
+        position = begin + jnp.arange(CHUNK)
+        return k, v, jnp.where(position >= j * CHUNK, position, -1)
+
+    return _visit(q, k_cache.shape[1], load, first, end, chunks, scale)
+
+
+def _paged(q, k_cache, v_cache, lengths, window, scale, start, pages, scales):
+    """Attends a cache [P, K, room, C] in pages; a chunk is a page, or several small ones."""
+    room, compute = k_cache.shape[2], jnp.promote_types(q.dtype, jnp.float32)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    first, end = reference.attended(lengths, start, window)
+    several = min(max(CHUNK // room, 1), pages.shape[1])
+    # Pages that are not attended may be named by anything; those behind the last are.
+    pages = jnp.pad(pages, ((0, 0), (0, -pages.shape[1] % several)))
+
+    def load(j):
+        at = lax.dynamic_slice_in_dim(pages, j * several, several, axis=1)
+        k, v = (reference.plain(cache, at, None, compute) for cache in (k_cache, v_cache))
+        if scales is not None:
+            # Gathered first: scaled first, the whole pool would be made plain.
+            wide = [
+                reference.plain(x[..., None], at, None, compute).astype(compute) for x in scales
+            ]
+            k, v = k.astype(compute) * wide[0], v.astype(compute) * wide[1]
+        return k, v, j * several * room + jnp.arange(several * room)
+
+    chunks = _chunks(first, end, pages.shape[1] * room, several * room)
+    return _visit(q, k_cache.shape[1], load, first, end, chunks, scale)
+
+
+def _visit(q, K, load, first, end, chunks, scale):
+    """The running softmax over the range `chunks`; load(j) gives keys and values [B, K, n, C] of
+    chunk j and their positions [n], negative where they do not count."""
     B, H, C = q.shape
-    K, T = k_cache.shape[1:3]
     compute = jnp.promote_types(q.dtype, jnp.float32)
     lowest = jnp.finfo(compute).min
     grouped = q.reshape(B, K, H // K, C)
 
     def visit(j, state):
         out, row_max, row_sum = state
-        # The last chunk of a capacity that is no multiple of CHUNK begins early, inside of the
-        # one before; positions below j * CHUNK have been counted there.
-        begin = jnp.minimum(j * CHUNK, T - CHUNK)
-        position = begin + jnp.arange(CHUNK)
-        visible = (position >= first[:, None]) & (position < end[:, None]) & (position >= j * CHUNK)
+        k, v, position = load(j)
+        visible = (position >= first[:, None]) & (position < end[:, None])
         visible = visible[:, None, None]
-        k = lax.dynamic_slice_in_dim(k_cache, begin, CHUNK, axis=2)
-        v = lax.dynamic_slice_in_dim(v_cache, begin, CHUNK, axis=2)
         scores = jnp.einsum("bkgc,bktc->bkgt", grouped, k, preferred_element_type=compute)
         scores = jnp.where(visible, scores * scale, lowest)
         new_max = jnp.maximum(row_max, scores.max(-1, keepdims=True))

@@ -159,6 +159,26 @@ def test_pages_and_scales_change_where_numbers_are_and_not_which(implementation)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize(("room", "window"), [(64, None), (16, 100), (200, None)])
+def test_portable_pages_are_visited_in_chunks_whose_number_changes_no_bit(room, window):
+    B, K, T = 3, 2, 400
+    q, k, v = draw(6, B, 4, K, T, 16, jnp.float32)
+    lengths = np.array([30, 390, 150])
+    first, end = reference.attended(jnp.asarray(lengths), None, window)
+    (kp, pages), (vp, _) = (
+        paged(np.random.default_rng(1), x, room, np.asarray(first), np.asarray(end)) for x in (k, v)
+    )
+    options = {"implementation": "xla", "window": window}
+    together = run(q, kp, vp, jnp.asarray(lengths), None, pages, **options)
+    want = run(q, k, v, jnp.asarray(lengths), implementation="reference", window=window)
+    np.testing.assert_allclose(together, want, atol=1e-5)
+    for row in range(B):  # the same shapes; the others rest
+        only = jnp.asarray(np.where(np.arange(B) == row, lengths, 0))
+        alone = run(q, kp, vp, only, None, pages, **options)
+        np.testing.assert_array_equal(alone[row], together[row])
+        assert not np.delete(np.asarray(alone), row, 0).any()
+
+
 @pytest.mark.parametrize("programs", [1, 1000])
 def test_one_split_or_as_many_as_there_are_blocks_for(programs):
     q, k, v = draw(7, 2, 4, 2, 256, 16, jnp.float32)
