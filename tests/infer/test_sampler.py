@@ -58,6 +58,55 @@ def test_keeps_what_the_warpers_of_transformers_keep(seed, temperature, top_k, t
     np.testing.assert_array_equal(ours, np.isfinite(scores.numpy()))
 
 
+MIXED = [
+    Sampling(),
+    Sampling(1.0, seed=1),
+    Sampling(0.7, top_k=4, seed=2),
+    Sampling(1.3, top_p=0.8, seed=3),
+    Sampling(1.0, min_p=0.1, seed=4),
+]
+
+
+@pytest.mark.parametrize("settings", [MIXED, MIXED[:1] * 5, MIXED[1:2] * 5, MIXED[2:3] * 5])
+def test_filters_that_are_data_choose_as_static_ones(settings):
+    logits, positions = logits_of(4, rows=5), np.arange(5, dtype=np.int32)
+
+    @jax.jit
+    def run(logits, rows):
+        return sampler.sample(logits, rows, positions, sampler.needed(rows, V))
+
+    tokens, logprobs = run(logits, sampler.batch(settings, V)[1])
+    expected = draw(logits, settings, positions)
+    np.testing.assert_array_equal(tokens, expected[0])
+    np.testing.assert_array_equal(logprobs, expected[1])
+
+
+def test_a_row_that_is_bound_chooses_among_what_is_allowed():
+    logits, positions = logits_of(6, rows=3), np.zeros(3, np.int32)
+    words = np.full((3, -(-V // 32)), 0xFFFFFFFF, np.uint32)
+    some = [33, 64, 1199]
+    words[1:] = 0
+    for token in some:
+        words[1:, token // 32] |= np.uint32(1 << token % 32)
+    filters, rows = sampler.batch([Sampling(), Sampling(), Sampling(1.0, top_k=2, seed=7)], V)
+    run = jax.jit(sampler.sample, static_argnums=3)
+    tokens, logprobs = run(logits, rows, positions, filters, (np.bool_(True), words))
+    free, _ = run(logits, rows, positions, filters, (np.bool_(False), words))
+    best = sorted(some, key=lambda token: logits[2, token])[-2:]
+    assert tokens[0] == logits[0].argmax() and tokens[1] == max(some, key=lambda t: logits[1, t])
+    assert tokens[2] in best and list(free[:2]) == list(logits[:2].argmax(-1))
+    expected = jax.nn.log_softmax(logits)[np.arange(3), tokens]
+    np.testing.assert_allclose(logprobs, expected, rtol=1e-5)  # of the model, not of what is left
+
+
+def test_the_likeliest_tokens_come_with_the_models_log_probabilities():
+    logits = logits_of(7)
+    ids, logprobs = jax.jit(sampler.best, static_argnums=1)(logits, 4)
+    expected = np.asarray(jax.nn.log_softmax(logits))
+    np.testing.assert_array_equal(ids, np.argsort(-logits)[:, :4])
+    np.testing.assert_allclose(logprobs, -np.sort(-expected)[:, :4], rtol=1e-5)
+
+
 def test_temperature_zero_is_greedy_whatever_else_is_asked():
     logits = logits_of(0)
     drawn = Sampling(1.0, 5, 0.5, 0.5)

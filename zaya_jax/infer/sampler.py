@@ -5,13 +5,16 @@ ones before it left. Neither top-k nor top-p sorts the vocabulary. Both keep the
 largest logits that weighs enough (k tokens, or a mass of p), so both are one threshold, which is
 found by bisection over the bits of a float32: 32 passes over the row, exact.
 
+What no row of a batch needs costs nothing: it is left out of the program, or, where one program is
+to serve all batches (`Filters` that are data), skipped when it runs.
+
 A row's draw depends on its own logits, settings, seed and position only, never on the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -63,12 +66,12 @@ class Sampling:
 
 
 class Filters(NamedTuple):
-    """Which parts of `sample` any row of a batch needs; static, so that the rest costs nothing."""
+    """Which parts of `sample` any row of a batch needs: static bools, or bool [] data."""
 
-    draw: bool
-    top_k: bool
-    top_p: bool
-    min_p: bool
+    draw: bool | jax.Array
+    top_k: bool | jax.Array
+    top_p: bool | jax.Array
+    min_p: bool | jax.Array
 
 
 class Rows(NamedTuple):
@@ -105,8 +108,30 @@ def batch(settings: Sequence[Sampling], vocab_size: int) -> tuple[Filters, Rows]
     return filters, rows
 
 
+def needed(rows: Rows, vocab_size: int) -> Filters:
+    """What the rows need, as data: `batch` tells it before they become arrays."""
+    drawn = rows.temperature > 0
+    return Filters(
+        draw=jnp.any(drawn),
+        top_k=jnp.any(drawn & (rows.top_k < vocab_size)),
+        top_p=jnp.any(drawn & (rows.top_p < 1)),
+        min_p=jnp.any(drawn & (rows.min_p > 0)),
+    )
+
+
+def _only_if(wanted: bool | jax.Array, change: Callable[[jax.Array], jax.Array], x: jax.Array):
+    """`change(x)` if it is wanted, which may be data; else x."""
+    if isinstance(wanted, bool):
+        return change(x) if wanted else x
+    return jax.lax.cond(wanted, change, lambda x: x, x)
+
+
 def sample(
-    logits: jax.Array, rows: Rows, positions: jax.Array, filters: Filters
+    logits: jax.Array,
+    rows: Rows,
+    positions: jax.Array,
+    filters: Filters,
+    allowed: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses one token a row.
 
@@ -115,40 +140,68 @@ def sample(
       rows: the settings.
       positions: [B] int32, index in its sequence of the token to choose; with the seed, it decides
         the draw.
-      filters: static; what the rows need.
+      filters: what the rows need.
+      allowed: whether any row is bound to a part of the vocabulary (bool []), and the parts,
+        uint32 [B, ceil(V / 32)]: token t of a row is allowed if bit t % 32 of word t // 32 is set.
 
     Returns:
       tokens [B] int32, and their log-probabilities [B] float32 under the model itself (temperature
       1, nothing filtered). A row without a finite logit gives token 0 and minus infinity.
     """
     logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     narrow = logits.astype(jnp.float32)
-    if filters.draw:
-        greedy = rows.temperature <= 0
+    if allowed is not None:
+        logits = _only_if(allowed[0], lambda x: _mask(x, allowed[1]), logits)
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw(tokens: jax.Array) -> jax.Array:
+        greedy, free = rows.temperature <= 0, logits.astype(jnp.float32)
         # Relative to the largest, a small temperature sends all others to minus infinity, not both.
-        most = jnp.max(narrow, axis=-1, keepdims=True)
-        below = narrow - jnp.where(jnp.isfinite(most), most, 0)
+        most = jnp.max(free, axis=-1, keepdims=True)
+        below = free - jnp.where(jnp.isfinite(most), most, 0)
         kept = keep(below / jnp.where(greedy, 1, rows.temperature)[:, None], rows, filters)
-        tokens = jnp.where(greedy, tokens, _draw(kept, rows.seed, positions))
+        return jnp.where(greedy, tokens, _draw(kept, rows.seed, positions))
+
+    tokens = _only_if(filters.draw, draw, tokens)
     chosen = jnp.take_along_axis(narrow, tokens[:, None], axis=-1)[:, 0]
     total = jax.nn.logsumexp(narrow, axis=-1)
     return tokens, jnp.where(jnp.isfinite(total), chosen - total, -jnp.inf)
 
 
+def _mask(logits: jax.Array, words: jax.Array) -> jax.Array:
+    """Minus infinity where a token's bit is not set; logits [B, V], words [B, ceil(V / 32)]."""
+    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    bits = bits.reshape(len(words), -1)[:, : logits.shape[1]]
+    return jnp.where(bits == 1, logits, -jnp.inf)
+
+
+def best(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` likeliest tokens of each row: ids [B, count] int32, most likely first, and their
+    log-probabilities [B, count] float32 under the model itself."""
+    narrow = jnp.where(jnp.isnan(logits), -jnp.inf, logits).astype(jnp.float32)
+    values, ids = jax.lax.top_k(narrow, count)
+    return ids.astype(jnp.int32), values - jax.nn.logsumexp(narrow, axis=-1, keepdims=True)
+
+
 def keep(logits: jax.Array, rows: Rows, filters: Filters) -> jax.Array:
     """Minus infinity where a filter drops a token; float32 logits [B, V], after temperature."""
-    if filters.top_k:
+
+    def top_k(logits: jax.Array) -> jax.Array:
         at_least = largest_set(logits, jnp.ones_like(logits), rows.top_k.astype(jnp.float32))
-        logits = jnp.where(logits >= at_least[:, None], logits, -jnp.inf)
-    if filters.top_p:
+        return jnp.where(logits >= at_least[:, None], logits, -jnp.inf)
+
+    def top_p(logits: jax.Array) -> jax.Array:
         at_least = largest_set(logits, jax.nn.softmax(logits, axis=-1), rows.top_p)
         at_least = jnp.where(rows.top_p < 1, at_least, -jnp.inf)  # p = 1 drops nothing at all
-        logits = jnp.where(logits >= at_least[:, None], logits, -jnp.inf)
-    if filters.min_p:
+        return jnp.where(logits >= at_least[:, None], logits, -jnp.inf)
+
+    def min_p(logits: jax.Array) -> jax.Array:
         most = jnp.max(logits, axis=-1, keepdims=True)
-        logits = jnp.where(logits >= most + jnp.log(rows.min_p)[:, None], logits, -jnp.inf)
-    return logits
+        return jnp.where(logits >= most + jnp.log(rows.min_p)[:, None], logits, -jnp.inf)
+
+    logits = _only_if(filters.top_k, top_k, logits)
+    logits = _only_if(filters.top_p, top_p, logits)
+    return _only_if(filters.min_p, min_p, logits)
 
 
 def largest_set(logits: jax.Array, weights: jax.Array, enough: jax.Array) -> jax.Array:
