@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--samples={FLAGS.samples}: expected at least 1")
 
     # What needs jax comes after what may be wrong with the command line.
-    from zaya_jax.infer.generate import Generator, Request, encode
+    from zaya_jax.infer.generate import Generator
+    from zaya_jax.infer.request import Request, encode
     from zaya_jax.infer.sampler import Sampling
     from zaya_jax.load import load
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ import numpy as np
 
 from zaya_jax.errors import UserError
 from zaya_jax.infer import programs, sampler
+from zaya_jax.infer.request import Answer, Completion, Request
 from zaya_jax.infer.sampler import Filters, Sampling
-from zaya_jax.infer.text import TextStream
 from zaya_jax.load import Loaded
 from zaya_jax.model.functional import declarations
 
@@ -31,45 +31,6 @@ PATIENCE = 0.1
 
 # These are read in the activation dtype only; the others also in the float32 parts of a layer.
 CAST_ONCE = frozenset({"matrix", "embedding", "convolution"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to continue.
-
-    prompt: text, or token ids taken as they are. Text of a tokenizer that opens texts with a
-      begin-of-sequence token gets one. An empty prompt stands for that token (if there is none,
-      for end-of-sequence).
-    max_tokens: of the completion, end-of-sequence included.
-    sampling: how each token is chosen; greedy by default.
-    stop: strings before which the text ends.
-    """
-
-    prompt: str | Sequence[int]
-    max_tokens: int = 256
-    sampling: Sampling = Sampling()
-    stop: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was generated for one request.
-
-    text: without special tokens, without the stop string and what follows.
-    tokens: all tokens chosen: an end-of-sequence is the last of them, as is the token that
-      completed a stop string.
-    logprobs: of each token, in nats, under the model at temperature 1.
-    finish: `eos`, `stop` (a stop string) or `length` (max_tokens or the context).
-    prompt_tokens: ids that the prompt became.
-    notes: what was changed in the request.
-    """
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    finish: Literal["eos", "stop", "length"]
-    prompt_tokens: int
-    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -143,16 +104,17 @@ class Generator:
             where there is no tokenizer; max_tokens below 1; an empty stop string; weights that
             give no finite logit.
         """
-        answers = [
-            _Answer(self.loaded, request, self.capacity, index)
-            for index, request in enumerate(requests)
-        ]
-        emit = on_text or (lambda index, text: None)
+        answers = [Answer(self.loaded, request, self.capacity) for request in requests]
         for begin in range(0, len(answers), self.batch):
+
+            def emit(column: int, text: str, begin: int = begin) -> None:
+                if on_text is not None:
+                    on_text(begin + column, text)
+
             self._run(answers[begin : begin + self.batch], emit, streaming=on_text is not None)
         return [answer.completion() for answer in answers]
 
-    def _run(self, group: list[_Answer], emit: Callable[[int, str], None], streaming: bool) -> None:
+    def _run(self, group: list[Answer], emit: Callable[[int, str], None], streaming: bool) -> None:
         counts = np.zeros(self.batch, np.int32)
         counts[: len(group)] = [len(answer.prompt) for answer in group]
         length = min(bucket(int(counts.max())), slots(self.capacity))
@@ -190,7 +152,7 @@ class Generator:
 
     def _deliver(
         self,
-        group: list[_Answer],
+        group: list[Answer],
         chosen: programs.Chosen,
         emit: Callable[[int, str], None],
         begun: float,
@@ -202,7 +164,7 @@ class Generator:
                 if token < 0 or not answer.remaining:
                     break
                 if text := answer.push(int(token), float(logprob)):
-                    emit(answer.index, text)
+                    emit(column, text)
         return time.perf_counter() - begun
 
     def _program(self, name: str, filters: Filters, length: int, arguments: tuple) -> Callable:
@@ -219,91 +181,6 @@ class Generator:
             self._compiled[key] = run.lower(*arguments).compile()
             self.timing.compile_seconds += time.perf_counter() - begun
         return self._compiled[key]
-
-
-class _Answer:
-    """A request on its way: checked on creation, then fed token by token."""
-
-    def __init__(self, loaded: Loaded, request: Request, capacity: int, index: int):
-        self.request, self.index, self.source = request, index, loaded.source.path
-        self.prompt = encode(loaded, request.prompt)
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.notes: tuple[str, ...] = ()
-        self.finish: Literal["eos", "stop", "length"] = "length"
-        if request.max_tokens < 1:
-            raise UserError(f"max_tokens = {request.max_tokens}: expected at least 1")
-        if "" in request.stop:
-            raise UserError("stop: an empty string ends every text before it begins")
-        if request.stop:
-            loaded.require_tokenizer()
-        room = capacity - len(self.prompt)
-        if room < 1:
-            limit = (
-                "model.context_length" if capacity == loaded.model.context_length else "capacity"
-            )
-            raise UserError(
-                f"the prompt has {len(self.prompt)} tokens: {limit} = {capacity} must hold it and "
-                "at least one more"
-            )
-        self.remaining = min(request.max_tokens, room)
-        if self.remaining < request.max_tokens:
-            self.notes = (
-                f"max_tokens = {request.max_tokens} lowered to {room}: the prompt has "
-                f"{len(self.prompt)} tokens of the {capacity} that fit",
-            )
-        self._stop_ids = loaded.stop_ids
-        self._text = TextStream(loaded.tokenizer, request.stop)
-
-    def push(self, token: int, logprob: float) -> str:
-        """Takes the next token; returns the text that became certain."""
-        if not np.isfinite(logprob):
-            raise UserError(f"--model={self.source}: no logit is finite; are its weights damaged?")
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.remaining -= 1
-        if token in self._stop_ids:
-            self.finish, self.remaining = "eos", 0
-            return self._text.close()
-        text = self._text.push(token)
-        if not self.remaining and not self._text.stopped:
-            text += self._text.close()
-        if self._text.stopped:
-            self.finish, self.remaining = "stop", 0
-        return text
-
-    def completion(self) -> Completion:
-        return Completion(
-            self._text.text,
-            self.tokens,
-            self.logprobs,
-            self.finish,
-            len(self.prompt),
-            self.notes,
-        )
-
-
-def encode(loaded: Loaded, prompt: str | Sequence[int]) -> list[int]:
-    """The ids of a prompt; see `Request`.
-
-    Raises:
-      UserError: text without a tokenizer, or an id outside the model's vocabulary.
-    """
-    if isinstance(prompt, str):
-        ids = loaded.require_tokenizer().encode(prompt)
-        if loaded.opens_with_bos:
-            ids = [loaded.start_id, *ids]
-    else:
-        ids = [int(i) for i in prompt]
-    ids = ids or [loaded.start_id]
-    size = loaded.model.vocab_size
-    outside = sorted({i for i in ids if not 0 <= i < size})
-    if outside:
-        why = "; its tokenizer is larger than the model" if isinstance(prompt, str) else ""
-        raise UserError(
-            f"the prompt holds ids {outside[:5]}, outside model.vocab_size = {size}{why}"
-        )
-    return ids
 
 
 def bucket(length: int) -> int:
