@@ -54,7 +54,7 @@ OUTLOOK = {
         operations; its expert cannot make up for that and for parameters at once.""",
     "residual": """
         Whether scaling bounds the norm at the report's 40 layers and hundreds of thousands of
-        steps. At the start both arms are the same function; in 250 steps scales move little.""",
+        steps. At the start both arms are the same function; in so few steps scales move little.""",
     "pid": """
         Gains for long runs. A hundred steps reward whatever is fast; an integral gain that is right
         here may swing once routers are sure.""",
@@ -73,7 +73,10 @@ interval of the difference lies wholly on one side of zero; everything else is `
 says how many seeds would settle a difference of the size seen. These models have a ten-thousandth
 of ZAYA1-8B's parameters: a verdict is about them, and a hint about it."""
 LONGEST = 90.0
-"""Seconds that a run of a study may take, on one core of a quiet machine."""
+"""Seconds that a run of a study may take, on a quiet machine."""
+THREADS = 2
+"""Of a run: what compiles it and its steps both use two, and a small machine's two cores may be
+two threads of one."""
 
 
 def define_flags() -> None:
@@ -102,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"--- {name} ({number + 1} of {len(names)}) ---", flush=True)
         config = os.path.relpath(ROOT / STUDIES[name])
         sweep = ["sweep", f"--config={config}", f"--workdir={folder / name}"]
+        sweep.append(f"--threads={THREADS}")
         done = subprocess.run([*supervise.launcher(), *sweep], check=False)
         if done.returncode not in (0, 1):  # 1: it ended, and a trial failed; its page says which
             return done.returncode
@@ -153,10 +157,10 @@ def cost(folder: Path) -> str:
     commits = dict.fromkeys(_short(str(start.get("commit"))) for start in starts)
     places = dict.fromkeys(f"{s.get('processor')}, {s.get('cores')} cores" for s in starts)
     longest = max(seconds, default=0.0)
-    note = "" if longest <= LONGEST else f", more than the {LONGEST:.0f} s meant for a quiet core"
+    note = "" if longest <= LONGEST else f", more than the {LONGEST:.0f} s meant for a quiet machine"
     return (
-        f"{len(runs)} runs, {sum(seconds) / 60:.0f} minutes of one core together; the longest took "
-        f"{longest:.0f} s{note}. Commit {', '.join(commits)}; {'; '.join(places)}."
+        f"{len(runs)} runs of {THREADS} threads, {sum(seconds) / 60:.0f} minutes together; the longest "
+        f"took {longest:.0f} s{note}. Commit {', '.join(commits)}; {'; '.join(places)}."
     )
 
 

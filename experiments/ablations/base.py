@@ -1,4 +1,4 @@
-"""What the ablations vary: ZAYAs so small that one CPU core trains them in a minute and a half.
+"""What the ablations vary: ZAYAs so small that two CPU cores train them in about a minute.
 
 docs/results tells what each run took, and on what machine.
 """
