@@ -55,7 +55,7 @@ def test_a_study_rerun_takes_its_place_in_the_index_and_no_other(sweeps, rerun, 
     text = index(tmp_path)
     assert text.startswith(results.INTRODUCTION)
     assert text.index("## [recall](recall.md)") < text.index("## [cca](cca.md)")
-    assert "| claim | verdict |" in text and "minutes of one core" in text
+    assert "| claim | verdict |" in text and "minutes together; the longest took" in text
     assert rerun("cca") == 0
     assert index(tmp_path) == text
     page = (tmp_path / "pages" / "recall.md").read_text()

@@ -157,10 +157,11 @@ def cost(folder: Path) -> str:
     commits = dict.fromkeys(_short(str(start.get("commit"))) for start in starts)
     places = dict.fromkeys(f"{s.get('processor')}, {s.get('cores')} cores" for s in starts)
     longest = max(seconds, default=0.0)
-    note = "" if longest <= LONGEST else f", more than the {LONGEST:.0f} s meant for a quiet machine"
+    late = f", more than the {LONGEST:.0f} s meant for a quiet machine"
+    note = "" if longest <= LONGEST else late
     return (
-        f"{len(runs)} runs of {THREADS} threads, {sum(seconds) / 60:.0f} minutes together; the longest "
-        f"took {longest:.0f} s{note}. Commit {', '.join(commits)}; {'; '.join(places)}."
+        f"{len(runs)} runs of {THREADS} threads, {sum(seconds) / 60:.0f} minutes together; the "
+        f"longest took {longest:.0f} s{note}. Commit {', '.join(commits)}; {'; '.join(places)}."
     )
 
 
