@@ -6,6 +6,10 @@ import dataclasses
 
 from zaya_jax.errors import UserError
 
+SMALLEST_TABLE = 4096
+"""Tokens of the shortest table with which a prompt is gone on with. The keys and values of a whole
+table are copied for a chunk: a longer one costs time, and more lengths cost compilations."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -93,8 +97,8 @@ class Options:
         prompt, else as many as hold what is before it too, of a few sizes."""
         room = size
         if start > 0:
-            room = self.chunks[-1]
-            while room < min(start + size, capacity + self.chunks[-1]):
+            room = SMALLEST_TABLE
+            while room < start + size:
                 room *= 4
             room = min(room, self.longest(capacity))
         return room // self.page
