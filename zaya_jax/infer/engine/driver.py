@@ -110,10 +110,7 @@ class Engine:
           UserError: it cannot be met; see `zaya_jax.infer.request.Answer`, and what a constraint or
             `top_logprobs` may be.
         """
-        top = self.options.top_logprobs
-        live = Live(
-            next(self._ids), self.loaded, Request.of(request), self.capacity, top, self._matcher
-        )
+        live = self._make(request)
         self._inbox.append(live)
         return live.sequence.id
 
@@ -177,14 +174,9 @@ class Engine:
         Raises:
           UserError: one that cannot be met; then none is begun.
         """
-        ids: dict[int, int] = {}
-        try:
-            for index, request in enumerate(requests):
-                ids[self.add(request)] = index
-        except UserError:
-            for id in ids:
-                self.cancel(id)
-            raise
+        made = [self._make(request) for request in requests]
+        self._inbox.extend(made)
+        ids = {live.sequence.id: index for index, live in enumerate(made)}
         results: dict[int, Result] = {}
         while len(results) < len(ids):
             for event in self.step():
@@ -225,6 +217,11 @@ class Engine:
         """Raises AssertionError if a page is lost, or held by one that should not: for tests."""
         sequences = (live.sequence.pages for live in self._live.values())
         self._scheduler.allocator.check([pages for pages in sequences if pages])
+
+    def _make(self, request: plain.Request) -> Live:
+        top = self.options.top_logprobs
+        wanted = Request.of(request)
+        return Live(next(self._ids), self.loaded, wanted, self.capacity, top, self._matcher)
 
     def _matcher(self, constraint: Constraint) -> Matcher:
         if self._grammars is None:

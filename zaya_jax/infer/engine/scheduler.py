@@ -258,7 +258,7 @@ class Scheduler:
         sequence.pages = known + allocator.take(need)
         sequence.kept = len(known)
         sequence.written = sequence.shared = len(known) * page
-        self.running.append(sequence)
+        bisect.insort(self.running, sequence, key=lambda other: other.id)
         return sequence
 
     def _chunk(self, sequence: Sequence) -> Chunk:
