@@ -85,6 +85,16 @@ VERBS: Mapping[str, Verb] = {
             "--budget=64",
         ),
     ),
+    "eval": Verb(
+        "zaya_jax.evals.cli",
+        "score a served model, or recorded answers, on evaluation sets, with intervals",
+        (
+            "eval --tasks=humaneval,math:aime.jsonl --server=http://localhost:8000/v1 --samples=4 "
+            "--workdir=runs/eval",
+            "eval --tasks=ifbench --answers=answers.jsonl --workdir=runs/recorded",
+            "eval --compare=runs/eval_sft,runs/eval_rl",
+        ),
+    ),
     "import": Verb(
         "zaya_jax.hf.cli_import",
         "turn a Hugging Face folder into a checkpoint",

@@ -128,6 +128,34 @@ def verify(submission: _Submission) -> float:
     return float(all(found.strict))
 
 
+def measures(answers: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, float]:
+    """The other three published measures of answers, given as (a task's metadata, response).
+
+    Shares of instructions followed strictly and loosely, and of prompts followed loosely. The
+    fourth, of prompts followed strictly, is the mean of `verify`.
+
+    Raises:
+      UserError: as `followed`.
+    """
+    found = [
+        followed(
+            about["suite"],
+            about["prompt"],
+            about["instruction_id_list"],
+            about["kwargs"],
+            final_text(response).strip(),
+        )
+        for about, response in answers
+    ]
+    strict = [each for one in found for each in one.strict]
+    loose = [each for one in found for each in one.loose]
+    return {
+        "instruction_strict": sum(strict) / len(strict),
+        "instruction_loose": sum(loose) / len(loose),
+        "prompt_loose": sum(all(one.loose) for one in found) / len(found),
+    }
+
+
 def followed(
     suite: str,
     prompt: str,

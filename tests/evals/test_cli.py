@@ -1,0 +1,263 @@
+"""`launch.py eval` as one types it: against a server, from a file, stopped, resumed, compared."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from zaya_jax import cli
+from zaya_jax.errors import UserError
+from zaya_jax.evals import client, record
+from zaya_jax.evals.client import Answer, Sampling, Server, ServerError
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS = [
+    {"question_id": f"q{i}", "question": f"{i} + 1?", "options": [str(i), str(i + 1)],
+     "answer": "B"} for i in range(6)
+]  # fmt: skip
+
+
+def reply(text: str, **message) -> dict:
+    return {"choices": [{"message": {"content": text, **message}, "finish_reason": "stop"}],
+            "usage": {"completion_tokens": len(text)}}  # fmt: skip
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server whose answers are a function, and that keeps what it was asked."""
+    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
+    state = SimpleNamespace(
+        asked=[], answer=lambda body: reply("\\boxed{B}"), lock=threading.Lock()
+    )
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def send(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self):
+            self.send(200, json.dumps({"data": [{"id": "zaya"}, {"id": "other"}]}).encode())
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with state.lock:
+                state.asked.append(body)
+            answer = state.answer(body)
+            if isinstance(answer, int):
+                self.send(answer, b"no")
+            elif isinstance(answer, bytes):
+                self.send(200, answer)
+            else:
+                self.send(200, json.dumps(answer).encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        state.url = f"http://127.0.0.1:{listening.server_address[1]}"
+        yield state
+        listening.shutdown()
+
+
+@pytest.fixture
+def quiz(tmp_path) -> str:
+    path = tmp_path / "quiz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    return f"mmlu_pro:{path}"
+
+
+def run(*arguments) -> int:
+    return cli.main(["eval", *map(str, arguments)])
+
+
+def number(body) -> int:
+    return int(re.search(r"(\d+) \+ 1", body["messages"][0]["content"])[1])
+
+
+def test_a_served_model_is_scored(server, quiz, tmp_path, capsys):
+    server.answer = lambda body: reply("\\boxed{B}" if number(body) < 3 or body["seed"] else "C")
+    work = tmp_path / "run"
+    out = tmp_path / "out.json"
+    arguments = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={work}", "--samples=2",
+                 "--temperature=0.5", "--max_tokens=9", f"--json={out}"]  # fmt: skip
+    assert run(*arguments) == 0
+    told = capsys.readouterr().out
+    assert "avg@2 75.0%" in told and "pass@2 100.0%" in told and "over 6 tasks" in told
+    (result,) = json.loads((work / "scores.json").read_text())["results"]
+    assert result["rewards"]["q0"] == [1, 1] and result["rewards"]["q5"] == [0, 1]
+    assert result["avg"]["mean"] == 0.75 and set(result["passed"]) == {"1", "2"}
+    assert json.loads(out.read_text())["results"] == [result]
+    assert len(server.asked) == 12
+    assert {(b["model"], b["temperature"], b["max_tokens"]) for b in server.asked} == {
+        ("zaya", 0.5, 9)
+    }
+    assert run(*arguments) == 0  # nothing is asked twice
+    assert len(server.asked) == 12
+
+
+def test_what_was_answered_before_a_failure_is_kept(server, quiz, tmp_path, capsys):
+    work = tmp_path / "run"
+    arguments = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={work}",
+                 "--concurrency=1"]  # fmt: skip
+    server.answer = lambda body: 400 if number(body) == 3 else reply("\\boxed{B}")
+    assert run(*arguments) == 2
+    told = capsys.readouterr().err
+    assert "task 'q3': status 400: no. 3 of 6 answers are kept" in told
+    (answers,) = (work / "answers").iterdir()
+    answers.write_bytes(answers.read_bytes()[:-9])  # killed while it wrote
+    server.answer = lambda body: reply("\\boxed{B}")
+    asked = len(server.asked)
+    assert run(*arguments) == 0
+    assert len(server.asked) - asked == 4
+    assert run(*arguments, "--temperature=1") == 2
+    assert "holds an evaluation with temperature None, not 1.0" in capsys.readouterr().err
+    assert run(*arguments, "--served=other") == 2
+    assert "with model 'zaya', not 'other'" in capsys.readouterr().err
+    assert run(*arguments, "--served=zoya") == 2
+    assert "no model 'zoya'; it has: zaya, other" in capsys.readouterr().err
+
+
+def test_recorded_answers_are_scored(quiz, tmp_path, capsys):
+    answers = tmp_path / "answers.jsonl"
+    rows = [{"task": f"q{i}", "response": "\\boxed{B}" if i else "\\boxed{A}"} for i in range(6)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [f"--tasks={quiz}", f"--answers={answers}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*command) == 0
+    assert "avg@1 83.3%" in capsys.readouterr().out
+    answers.write_text(json.dumps(rows[0]))
+    assert run(*command) == 2
+    assert "5 of 6 tasks have no answer, such as 'q1'" in capsys.readouterr().err
+    for text, message in (
+        ('{"task": "q9", "response": "x"}', "line 1: the set has no task 'q9'"),
+        ('{"task": "q1", "response": 3}', "response is 3"),
+        ('{"task": "q1"}', "no answer {task, response}"),
+        ("nonsense", "line 1: no answer"),
+    ):
+        answers.write_text(text)
+        assert run(*command) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_set_that_the_training_data_holds_is_refused_unless_forced(
+    server, quiz, tmp_path, capsys
+):
+    training = tmp_path / "train.jsonl"
+    prompt = "2 + 1?\n\nA. 2\nB. 3\n\nGive the letter of the right answer in \\boxed{}."
+    training.write_text(json.dumps({"prompt": prompt}))
+    command = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={tmp_path / 'run'}",
+               f"--training={training}"]  # fmt: skip
+    assert run(*command) == 2
+    assert "1 of 6 prompts" in capsys.readouterr().err and not server.asked
+    assert run(*command, "--force") == 0
+    assert "1 of its prompts are in the training data" in capsys.readouterr().out
+
+
+def test_evaluations_are_compared(server, quiz, tmp_path, capsys):
+    for name, right in (("before", lambda n: n < 2), ("after", lambda n: True)):
+        server.answer = lambda body, right=right: reply(f"\\boxed{{{'AB'[right(number(body))]}}}")
+        work = tmp_path / name
+        assert run(f"--tasks={quiz}", f"--server={server.url}", f"--workdir={work}") == 0
+    capsys.readouterr()
+    assert run(f"--compare={tmp_path / 'before'},{tmp_path / 'after'}") == 0
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert "before" in head and "after" in head
+    assert "33.3 (" in row and "100.0 (" in row and row.rstrip(" |").endswith("+66.7")
+    assert run(f"--compare={tmp_path}") == 2
+    assert "no finished evaluation" in capsys.readouterr().err
+
+
+def test_programs_are_scored_in_the_sandbox(tmp_path, capsys):
+    from tests import sandboxes
+
+    sandboxes.needed()
+    file, answers = tmp_path / "he.jsonl", tmp_path / "answers.jsonl"
+    row = {"prompt": "def f(x):\n", "canonical_solution": "    return x",
+           "test": "def check(c):\n    assert c(1) == 1", "entry_point": "f"}  # fmt: skip
+    file.write_text("".join(json.dumps(row | {"task_id": t}) + "\n" for t in ("a", "b")))
+    body = {"a": "def f(x): return x", "b": "import os\nos._exit(0)"}
+    answers.write_text(
+        "".join(
+            json.dumps({"task": t, "response": f"```python\n{code}\n```"}) + "\n"
+            for t, code in body.items()
+        )
+    )
+    work = tmp_path / "run"
+    assert run(f"--tasks=humaneval:{file}", f"--answers={answers}", f"--workdir={work}") == 0
+    (result,) = json.loads((work / "scores.json").read_text())["results"]
+    assert result["rewards"] == {"a": [1], "b": [0]} and result["failures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks=humaneval"], "--workdir is missing"),
+        (["--workdir={}/w"], "--tasks is missing"),
+        (["--workdir={}/w", "--tasks=humaneval"], "give one of --server=URL"),
+        (["--workdir={}/w", "--tasks=humaneval", "--server=localhost"], "expected a URL"),
+        (["--workdir={}/w", "--tasks=humaneval", "--server=http://127.0.0.1:9"], "names no models"),
+        (["--workdir={}/w", "--tasks=humaneval,ifbench", "--answers=x"], "is of one set"),
+        (["--workdir={}/w", "--tasks=humaneval", "--answers=x", "--samples=0"], "at least 1"),
+        (["--workdir={}/w", "--tasks=humaneval", "--answers={}/x"], "no such file"),
+    ],
+)
+def test_mistakes_are_told(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
+    assert run(*(argument.format(tmp_path) for argument in arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_busy_server_is_asked_again_and_a_broken_one_given_up(server):
+    opened = Server.open(server.url + "/v1/", None)
+    statuses = [503, 429, reply("yes", reasoning_content="hm")]
+    server.answer = lambda body: statuses.pop(0)
+    answer = opened.ask("?", Sampling(), 7)
+    assert answer.response == "<think>hm</think>yes" and answer.tokens == 3
+    assert [body["seed"] for body in server.asked] == [7, 7, 7]
+    assert not {"temperature", "top_p", "max_tokens"} & set(server.asked[0])
+    for broken, message in (
+        (404, "status 404"),
+        (503, "status 503"),
+        (b"<html>", "no JSON"),
+        ({"choices": []}, "no chat completion"),
+        ([], "no chat completion"),
+    ):
+        server.answer = lambda body, broken=broken: broken
+        with pytest.raises(ServerError, match=message):
+            opened.ask("?", Sampling(), 0)
+
+
+def test_an_answer_survives_the_file(tmp_path):
+    answer = Answer(
+        "line\u2028one\nγ\ud800".encode("utf-8", "replace").decode(), "length", None, 0.5
+    )
+    with record.Record(tmp_path / "a.jsonl") as file:
+        file.add("t", 3, answer)
+    assert record.read(tmp_path / "a.jsonl", {"t"}) == {"t": {3: answer}}
+    assert record.read(tmp_path / "none.jsonl", {"t"}) == {}
+    with pytest.raises(UserError, match="cannot write there"):
+        record.Record(tmp_path / "a.jsonl" / "b.jsonl")
+
+
+def test_the_command_as_it_is_typed(quiz, tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        "".join(json.dumps({"task": f"q{i}", "response": "\\boxed{B}"}) + "\n" for i in range(6))
+    )
+    done = subprocess.run(
+        [sys.executable, "launch.py", "eval", "--tasks", quiz, f"--answers={answers}",
+         f"--workdir={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "avg@1 100.0%" in done.stdout

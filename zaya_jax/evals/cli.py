@@ -1,0 +1,179 @@
+"""Scores a model on evaluation sets: avg@k and pass@k, with intervals.
+
+The model under test is any server that speaks OpenAI's chat completions (--server), or answers that
+were recorded before (--answers). What was answered lies in --workdir, line by line: the same
+command goes on where it was stopped. --compare puts finished evaluations side by side instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from zaya_jax import options
+from zaya_jax.errors import UserError
+from zaya_jax.evals import ask, compare, contamination, record, scoring, sets
+from zaya_jax.evals.client import Sampling, Server
+from zaya_jax.rl.rewards.interface import Task
+from zaya_jax.rl.rewards.score import Scorer
+
+FLAGS = flags.FLAGS
+SETTINGS, ANSWERS = "evaluation.json", "answers"
+KEY = "OPENAI_API_KEY"
+VERIFIER_SECONDS = 120.0
+
+
+def define_flags() -> None:
+    options.workdir()
+    flags.DEFINE_list("tasks", None, "sets, such as humaneval,gpqa:gpqa.jsonl,math:aime.jsonl")
+    flags.DEFINE_string(
+        "server", None, "URL of the server to ask, such as http://localhost:8000/v1"
+    )
+    flags.DEFINE_string("served", None, "name of the model there; by default its first")
+    flags.DEFINE_string("answers", None, "JSONL of {task, response} to score; asks nobody")
+    flags.DEFINE_integer("samples", 1, "k: answers to each task")
+    flags.DEFINE_integer("limit", None, "only so many tasks of each set, the first ones")
+    flags.DEFINE_float("temperature", None, "of sampling; by default the server's")
+    flags.DEFINE_float("top_p", None, "of nucleus sampling; by default the server's")
+    flags.DEFINE_integer("max_tokens", None, "most tokens of an answer; by default the server's")
+    flags.DEFINE_integer("concurrency", 8, "requests at a time")
+    flags.DEFINE_integer("verifiers", 2, "processes that score")
+    flags.DEFINE_list("training", [], "files of training data that must not hold the prompts")
+    flags.DEFINE_boolean("force", False, "go on where training data holds evaluation prompts")
+    flags.DEFINE_list("compare", None, "directories of finished evaluations, to be put in a table")
+    options.seed()
+    options.json()
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    if FLAGS.compare:
+        return _compare(FLAGS.compare)
+    workdir = Path(options.require("workdir"))
+    specs = options.require("tasks")
+    if (FLAGS.server is None) == (FLAGS.answers is None):
+        raise UserError("give one of --server=URL, to ask a model, --answers=FILE, to score a file")
+    for name in ("samples", "concurrency", "verifiers"):
+        if getattr(FLAGS, name) < 1:
+            raise UserError(f"--{name}={getattr(FLAGS, name)}: expected at least 1")
+    if FLAGS.answers is not None and len(specs) != 1:
+        raise UserError(f"--answers={FLAGS.answers} is of one set; --tasks names {len(specs)}")
+
+    chosen = {spec: sets.load(spec)[: FLAGS.limit] for spec in specs}
+    overlaps = {spec: _overlaps(spec, tasks) for spec, tasks in chosen.items()}
+    server = None
+    if FLAGS.server is not None:
+        server = Server.open(FLAGS.server, FLAGS.served, os.environ.get(KEY))
+    results = []
+    with _held(workdir, specs, server):
+        for spec, tasks in chosen.items():
+            answers = _answers(workdir, spec, tasks, server)
+            with Scorer(processes=FLAGS.verifiers, seconds=VERIFIER_SECONDS) as scorer:
+                result = scoring.score(spec, tasks, answers, scorer)
+            results.append(dataclasses.replace(result, overlaps=overlaps[spec]))
+            print(compare.summary(results[-1:]), flush=True)
+        scores = {"tasks": specs, "results": [result.record() for result in results]}
+        _write(workdir / compare.SCORES, scores)
+    options.write_json(scores)
+    return 0
+
+
+def _overlaps(spec: str, tasks: Sequence[Task]) -> list[str]:
+    """Tasks that are in --training.
+
+    Raises:
+      UserError: there are some, and no --force.
+    """
+    if not FLAGS.training:
+        return []
+    texts = (text for file in FLAGS.training for text in contamination.texts(Path(file)))
+    prompts = {task.name: task.prompt for task in tasks}
+    found = contamination.check(texts, prompts, force=FLAGS.force, what=spec)
+    return [each.name for each in found]
+
+
+def _answers(
+    workdir: Path, spec: str, tasks: Sequence[Task], server: Server | None
+) -> record.Answers:
+    if server is not None:
+        return ask.collect(
+            server,
+            tasks,
+            workdir / ANSWERS / f"{_file_name(spec)}.jsonl",
+            samples=FLAGS.samples,
+            sampling=Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens),
+            seed=FLAGS.seed,
+            concurrency=FLAGS.concurrency,
+            show=_show if sys.stderr.isatty() else None,
+        )
+    file = Path(FLAGS.answers)
+    if not file.is_file():
+        raise UserError(f"--answers={file}: no such file")
+    return record.read(file, {task.name for task in tasks})
+
+
+def _compare(names: Sequence[str]) -> int:
+    results = {name: compare.read(Path(name)) for name in names}
+    print(compare.table(results))
+    options.write_json(
+        {name: [each.record() for each in found.values()] for name, found in results.items()}
+    )
+    return 0
+
+
+@contextmanager
+def _held(workdir: Path, specs: Sequence[str], server: Server | None) -> Iterator[None]:
+    """Makes a directory, and keeps others from it inside the block.
+
+    Raises:
+      UserError: it cannot be written, another process is there, or it holds answers of another
+        model or drawn in another way.
+    """
+    from zaya_jax.train import workdir as folders  # which brings jax
+
+    mine: dict[str, Any] = {
+        name: getattr(FLAGS, name)
+        for name in ("answers", "limit", "temperature", "top_p", "max_tokens", "seed")
+    }
+    mine["model"] = server and server.model
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / folders.LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot write there: {error.strerror}") from None
+    with folders.held(lock, f"another process evaluates in --workdir={workdir}"):
+        file = workdir / SETTINGS
+        theirs = json.loads(file.read_text()) if file.exists() else mine
+        for name, value in mine.items():
+            if theirs.get(name) != value:
+                raise UserError(
+                    f"--workdir={workdir} holds an evaluation with {name} {theirs.get(name)!r}, "
+                    f"not {value!r}: give another directory"
+                )
+        _write(file, mine | {"tasks": list(specs)})
+        yield
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    from zaya_jax.train import workdir as folders
+
+    folders.write_json(file, content)
+
+
+def _file_name(spec: str) -> str:
+    plain = re.sub(r"[^\w.-]+", "_", spec)[-60:]
+    return plain if plain == spec else f"{plain}-{zlib.crc32(spec.encode()):08x}"
+
+
+def _show(done: int, of: int) -> None:
+    print(f"\r{done} of {of} answers", end="\n" if done == of else "", file=sys.stderr, flush=True)
