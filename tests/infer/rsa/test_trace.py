@@ -44,7 +44,14 @@ def test_wherever_the_log_ends_the_run_goes_on_to_the_same(tmp_path):
     lines = data.count(b"\n")
     rng = random.Random(0)
     header = data.index(b"\n")
-    cuts = [0, header, header + 1, len(data) - 1, *(rng.randrange(20, len(data)) for _ in range(8))]
+    cuts = [
+        0,
+        3,
+        header,
+        header + 1,
+        len(data) - 1,
+        *(rng.randrange(20, len(data)) for _ in range(8)),
+    ]
     for cut in cuts:
         path.write_bytes(data[:cut])
         policy = Scripted(backwards=True)

@@ -19,6 +19,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.infer.rsa.policy import Sample
 
 FORMAT = 1
+BEGINNING = b'{"run": '
 
 
 class Trace:
@@ -89,7 +90,7 @@ class Trace:
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
-            if not data.startswith(b'{"run": '):
+            if data[: len(BEGINNING)] != BEGINNING[: len(data)]:
                 raise UserError(f"--trace={self.path}: not a trace; it stays as it is")
             self._file.truncate(whole)
         return data[:whole].splitlines()
@@ -97,7 +98,7 @@ class Trace:
     def _read(self, lines: list[bytes], about: Mapping[str, Any]) -> dict[tuple[int, int], Sample]:
         try:
             records = [json.loads(line) for line in lines]
-            run, rollouts = records[0]["run"], records[1:]
+            run, rollouts = dict(records[0]["run"]), records[1:]
             fields = [field.name for field in dataclasses.fields(Sample)]
             known = {
                 (r["stage"], r["number"]): Sample(**{name: r[name] for name in fields})
