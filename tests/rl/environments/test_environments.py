@@ -260,3 +260,14 @@ def test_many_tests_have_one_time_together():
     stop = dataclasses.replace(limits, stop=True)
     outcomes = judge.programs("assert input() == '1'", ["1", "2", "1"], stop)
     assert [outcome.status for outcome in outcomes] == ["ok", "failed", "failed"]
+
+
+def test_tasks_are_made_as_one_types_it(tmp_path, capsys):
+    from zaya_jax.rl.environments.__main__ import main
+
+    out = tmp_path / "tasks.jsonl"
+    assert main(["--generate=1", "--only=code,codearc", f"--out={out}"]) == 0
+    assert "2 tasks in" in capsys.readouterr().out
+    assert [task.source for task in read_tasks(out)] == ["code", "codearc"]
+    assert main([f"--seeds={tmp_path / 'none'}", f"--out={out}"]) == 2
+    assert "no such file" in capsys.readouterr().err
