@@ -25,7 +25,8 @@ STARTING_SECONDS = 30.0
 NICENESS = 10
 CHUNK = 1 << 16
 
-_slots = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_slots = threading.BoundedSemaphore(_cores)
 
 
 def run(
@@ -127,24 +128,31 @@ class _Box:
             bubblewrap.tools(), limits, contents, status_in, gate_out, filter_
         )
         self.first_handle: int | None = None
-        self.process = subprocess.Popen(
-            [*walls, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=inherited,
-            start_new_session=True,
-            cwd="/",
-            env={},
-            **bubblewrap.privileges(),  # type: ignore[call-overload]
-        )
+        try:
+            self.process = subprocess.Popen(
+                [*walls, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=inherited,
+                start_new_session=True,
+                cwd="/",
+                env={},
+                **bubblewrap.privileges(),  # type: ignore[call-overload]
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SandboxUnavailable(
+                f"bwrap cannot be started, with root's rights given up: {error}"
+            ) from None
         descriptors.stack.callback(self._close)
         for descriptor in inherited:
             descriptors.close(descriptor)
         self.first = self._first_inside(status)
         self.first_handle = descriptors.own(os.pidfd_open(self.first))
-        os.setpriority(os.PRIO_PROCESS, self.first, NICENESS)
+        with suppress(ProcessLookupError):
+            if os.getpriority(os.PRIO_PROCESS, self.first) < NICENESS:
+                os.setpriority(os.PRIO_PROCESS, self.first, NICENESS)
         with suppress(OSError):  # should memory run out, this goes first
             with open(f"/proc/{self.first}/oom_score_adj", "w") as file:
                 file.write("1000")
@@ -165,7 +173,8 @@ class _Box:
         selector.register(process.stdin.fileno(), selectors.EVENT_WRITE)
 
         started = time.monotonic()
-        os.write(self.gate, b"x")
+        with suppress(BrokenPipeError):  # it ended before
+            os.write(self.gate, b"x")
         killed: Status | None = None
         most, cpu, scratch, next_look = 0, 0.0, None, started
         while killed is None:
@@ -220,7 +229,7 @@ class _Box:
                     raise SandboxUnavailable(f"bwrap did not start in {STARTING_SECONDS:.0f} s")
                 data = os.read(status, CHUNK)
                 if not data:
-                    raise SandboxUnavailable(_refusal(self._last_words()))
+                    raise SandboxUnavailable(refusal(self._last_words()))
                 text += data
         return int(json.loads(text)["child-pid"])
 
@@ -323,7 +332,8 @@ def _status(code: int) -> Status:
     return "cpu" if code == XCPU else "failed"
 
 
-def _refusal(words: str) -> str:
+def refusal(words: str) -> str:
+    """What to say where bwrap refuses, for a reason in its own words."""
     return (
         f"bubblewrap cannot make the sandbox here: {words or 'it says nothing'}. It needs user "
         "namespaces: in a container, run it with --security-opt seccomp=unconfined (and, under "

@@ -82,9 +82,12 @@ def require() -> bubblewrap.Tools:
         limits=LIMITS,
     )
     if not result.ok:
+        words = result.stderr.decode(errors="replace").strip()[-2000:]
+        if words.startswith("bwrap:"):
+            raise SandboxUnavailable(box.refusal(words))
         raise SandboxUnavailable(
             f"the sandbox does not run Python here ({result.status}, exit status "
-            f"{result.exit_status}): {result.stderr.decode(errors='replace').strip()[-2000:]}"
+            f"{result.exit_status}): {words}"
         )
     broken = [claim for claim, holds in json.loads(result.stdout).items() if not holds]
     if broken:
