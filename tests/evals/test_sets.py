@@ -119,6 +119,15 @@ def test_specs_that_name_nothing(spec, message):
         sets.load(spec)
 
 
+def test_environments_make_sets_of_their_own():
+    pytest.importorskip("networkx", reason="pip install -r requirements-rl.txt")
+    tasks = sets.load("rlve:Sorting@9")
+    assert len({task.prompt for task in tasks}) == len(tasks) == sets.GENERATED
+    assert tasks[0].source == "rlve/Sorting" and tasks[0].name == "9-1000003"
+    with pytest.raises(UserError, match="must be a number"):
+        sets.load("rlve:Sorting@hard")
+
+
 def test_files_that_hold_nothing_or_too_much(tmp_path):
     path = tmp_path / "m.jsonl"
     row = {"id": 1, "problem": "x", "answer": "1"}

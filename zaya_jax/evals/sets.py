@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 from zaya_jax.errors import UserError, hint
 from zaya_jax.evals import choices, humaneval, instructions, livecodebench, mathematics
+from zaya_jax.rl.environments.rlve import Maker, Question
 from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.rl.rewards.reasoning_gym import Environment
 from zaya_jax.rl.rewards.tasks import read_tasks
 
 GENERATED = 100
 """Tasks of an environment that makes them without end."""
+FIRST_SEED = 1_000_003
+"""Of such tasks: one that no training run comes to by default."""
 
 
 class Format(NamedTuple):
@@ -32,9 +35,19 @@ class Format(NamedTuple):
 
 
 def _reasoning_gym(name: str) -> list[Task]:
-    # a seed that no training run uses by default
-    environment = Environment(name, seed=1_000_003, size=GENERATED)
+    environment = Environment(name, seed=FIRST_SEED, size=GENERATED)
     return [environment.task(number) for number in range(GENERATED)]
+
+
+def _rlve(at: str) -> list[Task]:
+    name, _, level = at.partition("@")
+    try:
+        difficulty = int(level or 0)
+    except ValueError:
+        raise UserError(f"rlve:{at}: the difficulty behind @ must be a number") from None
+    questions = [Question(name, difficulty, FIRST_SEED + i) for i in range(GENERATED)]
+    with Maker(processes=1) as maker:
+        return [task for task in maker.tasks(questions) if task is not None]
 
 
 def _ifbench(at: str) -> list[Task]:
@@ -58,6 +71,7 @@ FORMATS: Mapping[str, Format] = {
     "gpqa": Format(lambda at: choices.load_gpqa(Path(at)), "GPQA's rows as JSONL"),
     "mmlu_pro": Format(lambda at: choices.load_mmlu_pro(Path(at)), "MMLU-Pro's rows as JSONL"),
     "reasoning_gym": Format(_reasoning_gym, "the name of an environment"),
+    "rlve": Format(_rlve, "an environment of rlve-gym, and @difficulty"),
     "tasks": Format(
         lambda at: list(read_tasks(Path(at))), "JSONL of {prompt, answer, verifier, ...}"
     ),
