@@ -43,16 +43,17 @@ def collect(
       UserError: the server failed for good; what was answered before is kept.
     """
     names = {task.name for task in tasks}
-    there = record.read(path, names)
-    missing = [
-        (task, sample)
-        for sample in range(samples)
-        for task in tasks
-        if sample not in there.get(task.name, {})
-    ]
-    total, lock, stop = samples * len(tasks), threading.Lock(), threading.Event()
-    done = total - len(missing)
-    with record.Record(path) as file:
+    lock, stop = threading.Lock(), threading.Event()
+    with record.Record(path) as file:  # which first cuts off half a line, if there is one
+        there = record.read(path, names)
+        missing = [
+            (task, sample)
+            for sample in range(samples)
+            for task in tasks
+            if sample not in there.get(task.name, {})
+        ]
+        total = samples * len(tasks)
+        done = total - len(missing)
 
         def one(task: Task, sample: int) -> None:
             nonlocal done
