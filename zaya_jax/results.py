@@ -37,7 +37,7 @@ OUTLOOK = {
     "router": """
         Whether the order turns with width and time. A router of width 32 starts nearly flat: three
         small matrices shrink what tells tokens apart, and for the first hundred steps a balancer's
-        step of 0.005 outweighs all probabilities. The report's routers are 256 wide, its batches
+        step outweighs all probabilities. The report's routers are 256 wide, its batches
         8,192 times as large, and its figure begins where this study ends.""",
     "balancers": """
         Which balancer holds even loads for thousands of steps, at a rate tuned for each, and under

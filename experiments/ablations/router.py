@@ -13,6 +13,9 @@ def get_config():
     """Three routers under one balancer at one rate."""
     settings = base.get_config()
     settings.train.log_loads = True
+    settings.train.steps = settings.train.checkpoint_every = 280
+    settings.train.eval_every = 140
+    settings.balance.rate = 1e-2  # twice the base's: for the slower arms to come there, too
     sweep = config.Sweep(
         name="router",
         about="Does the MLP router with depth averaging balance sooner than a linear one, and is "
