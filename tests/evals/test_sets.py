@@ -119,6 +119,7 @@ def test_specs_that_name_nothing(spec, message):
         sets.load(spec)
 
 
+@pytest.mark.slow
 def test_environments_make_sets_of_their_own():
     pytest.importorskip("networkx", reason="pip install -r requirements-rl.txt")
     tasks = sets.load("rlve:Sorting@9")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from zaya_jax.sandbox.limits import MIB, Limits
 
 LIMITS = Limits(
-    wall_seconds=3.0,
-    cpu_seconds=1.0,
+    wall_seconds=20.0,  # of a busy machine; those that wait for it have a brief one of their own
+    cpu_seconds=0.5,
     memory=128 * MIB,
     processes=12,
     disk=MIB,

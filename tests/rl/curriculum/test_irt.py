@@ -47,9 +47,9 @@ def test_asks_mostly_near_the_crossing_point():
 
 def test_agrees_with_the_posterior_on_a_grid():
     """Without forgetting, the particles are the posterior of the prior and all outcomes."""
-    settings = Settings(particles=4096, decay=1.0)
-    known = asked(6.0, 1.0, 12, 3, settings)
-    mu, log_s = np.meshgrid(np.linspace(-20, 30, 1001), np.linspace(-3.5, 3.5, 401), indexing="ij")
+    settings = Settings(particles=2048, decay=1.0)
+    known = asked(6.0, 1.0, 8, 3, settings)
+    mu, log_s = np.meshgrid(np.linspace(-20, 30, 1001), np.linspace(-3.5, 3.5, 101), indexing="ij")
     log = -(((mu - 5) / 5) ** 2 + (log_s / 0.75) ** 2) / 2
     for difficulty, k, n in known.history:
         p = np.clip(expit((mu - difficulty) * np.exp(-log_s)), 1e-300, 1)
@@ -58,7 +58,7 @@ def test_agrees_with_the_posterior_on_a_grid():
     exact = float((weights * mu).sum() / weights.sum())
     spread = float(np.sqrt((weights * (mu - exact) ** 2).sum() / weights.sum()))
     assert known.resampled > 0
-    assert abs(irt.estimate(known).mu - exact) < 0.15 * spread
+    assert abs(irt.estimate(known).mu - exact) < 0.2 * spread
 
 
 def test_follows_a_student_who_learns():
