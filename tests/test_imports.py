@@ -37,6 +37,7 @@ FLOOR = {
     "train": 4,
     "evals": 5,
     "rl": 5,
+    "serve": 5,
     "sweep": 5,
     "aot": 6,
     "bench": 6,

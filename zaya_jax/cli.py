@@ -95,6 +95,14 @@ VERBS: Mapping[str, Verb] = {
             "eval --compare=runs/eval_sft,runs/eval_rl",
         ),
     ),
+    "serve": Verb(
+        "zaya_jax.serve.cli",
+        "serve a model over HTTP, as the OpenAI API has it, with a page to talk to it",
+        (
+            "serve --model=runs/tiny",
+            "serve --model=path/to/ZAYA1-8B --host=0.0.0.0 --api_keys=keys.txt",
+        ),
+    ),
     "import": Verb(
         "zaya_jax.hf.cli_import",
         "turn a Hugging Face folder into a checkpoint",

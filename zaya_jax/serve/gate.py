@@ -1,0 +1,66 @@
+"""Who may come in: a count of sequences under way, and an estimate of when there is room again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from zaya_jax.serve.errors import ApiError
+
+
+class Gate:
+    """Counts what is under way, up to a limit.
+
+    Attributes:
+      limit: sequences.
+      inside: of them, how many are under way.
+      closed: whether nobody may come in any more.
+    """
+
+    def __init__(self, limit: int, rows: int, rejected: Callable[[str], None]):
+        """Args:
+        limit: sequences under way, computed or waiting.
+        rows: sequences that are computed at once: by it, and by how long requests took, the time
+          to the next room is guessed.
+        rejected: told why, each time that somebody is sent away.
+        """
+        self.limit, self.inside, self.closed = limit, 0, False
+        self._rows, self._rejected = rows, rejected
+        self._seconds = 1.0  # that a sequence takes: a moving average
+
+    @contextmanager
+    def room(self, count: int, what: str = "the request") -> Iterator[None]:
+        """Takes room for so many sequences.
+
+        Raises:
+          ApiError: 503 if the gate is closed, 429 if there is no room now, 400 if there never is.
+        """
+        if self.closed:
+            self._rejected("draining")
+            raise ApiError(503, "the server is stopping", code="stopping", retry_after=30)
+        if count > self.limit:
+            self._rejected("too_large")
+            raise ApiError(400, f"{what} needs {count} sequences; the server has {self.limit}")
+        if self.inside + count > self.limit:
+            self._rejected("queue_full")
+            wait = self.retry_after
+            raise ApiError(
+                429,
+                f"{self.inside} of {self.limit} sequences are under way and {what} needs {count}: "
+                f"try again in {wait} s",
+                code="queue_full",
+                retry_after=wait,
+            )
+        self.inside += count
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.inside -= count
+            self._seconds += 0.1 * (time.monotonic() - begun - self._seconds)
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds until a sequence in the middle of the queue may have ended: 1 to 60."""
+        return int(min(60, max(1, self._seconds * self.inside / (2 * self._rows))))
