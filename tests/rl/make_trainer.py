@@ -11,9 +11,17 @@ from zaya_jax.data.tokenizer import train_bpe
 
 
 class Record(NamedTuple):
-    """Of one update: [N] rewards (NaN: none) and advantages; [N, T] of the tokens."""
+    """What trl makes of rollouts, and one update with them.
+
+    Attributes:
+        rewards: [N], NaN where there is none.
+        scored: [N], their advantages.
+        advantages: [N], of the rollouts as the update has them, in another order.
+        logprob, old, mask, gradient: [N, T], of their tokens.
+    """
 
     rewards: np.ndarray
+    scored: np.ndarray
     advantages: np.ndarray
     logprob: np.ndarray
     old: np.ndarray
@@ -51,6 +59,11 @@ def recorded_step(folder: Path, reward: Any, *, loss_type: str, group: int) -> R
             seen["rewards"] = super()._calculate_rewards(*args)
             return seen["rewards"]
 
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            found = super()._generate_and_score_completions(inputs)
+            seen["scored"] = found["advantages"]  # in the order of the rewards; shuffled later
+            return found
+
         def _get_per_token_logps_and_entropies(self, *args: Any, **options: Any) -> Any:
             found = super()._get_per_token_logps_and_entropies(*args, **options)
             if torch.is_grad_enabled():
@@ -76,6 +89,8 @@ def recorded_step(folder: Path, reward: Any, *, loss_type: str, group: int) -> R
             num_iterations=2,
             max_steps=2,
             max_completion_length=8,
+            # Else nothing would end before its time, and all completions be as long.
+            generation_kwargs={"sequence_bias": [[[tokenizer.eos_token_id], 4.0]]},
             loss_type=loss_type,
             epsilon=1e9,
             epsilon_high=1e9,
@@ -87,7 +102,6 @@ def recorded_step(folder: Path, reward: Any, *, loss_type: str, group: int) -> R
             disable_tqdm=True,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
             seed=1,
         ),
     )
@@ -95,6 +109,7 @@ def recorded_step(folder: Path, reward: Any, *, loss_type: str, group: int) -> R
     inputs = seen["inputs"]
     return Record(
         rewards=seen["rewards"][:, 0].numpy(),
+        scored=seen["scored"].reshape(-1).numpy(),
         advantages=inputs["advantages"].reshape(-1).numpy(),
         logprob=seen["logprob"].detach().numpy(),
         old=inputs["old_per_token_logps"].numpy(),
