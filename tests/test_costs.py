@@ -19,6 +19,7 @@ def experiment(router=None, lora=None, **attention) -> Experiment:
     """Two layers of 32 channels, 2 query heads of 16, 4 experts of width 32 (see `MODEL`)."""
     model = dataclasses.replace(
         MODEL,
+        num_layers=2,
         attention=dataclasses.replace(MODEL.attention, **attention),
         router=dataclasses.replace(MODEL.router, **(router or {"kind": "linear"})),
     )

@@ -128,7 +128,7 @@ def test_a_run_that_died_ends_as_if_it_had_not(whole, experiment, tmp_path, list
 def test_a_heldout_loss_that_is_no_number_ends_the_run_before_it_is_written(
     experiment, tmp_path, monkeypatch, listener
 ):
-    monkeypatch.setattr(loop, "evaluate", lambda *_: (float("nan"), 1.0, np.ones((2, 4)) / 4))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: (float("nan"), 1.0, np.ones((1, 4)) / 4))
     with pytest.raises(Diverged, match="step 0: the loss of the held-out text is nan.*another c"):
         loop.train(experiment, tmp_path, listener())
     assert metrics.read(tmp_path) == []
@@ -149,8 +149,8 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(
 ):
     calls = []
 
-    def stopping(model):
-        evaluate = make_eval_step(model)
+    def stopping(model, layout):
+        evaluate = make_eval_step(model, layout)
 
         def step(*args):
             calls.append(args)

@@ -65,7 +65,7 @@ def test_a_run_of_another_config_is_refused_with_the_fields_that_differ(
     with pytest.raises(UserError) as error:
         workdir.claim(other, tmp_path / "run")
     assert "optim.learning_rate: 0.01 there, 0.5 here" in str(error.value)
-    assert "model.num_layers: 2 there, 3 here" in str(error.value)
+    assert "model.num_layers: 1 there, 3 here" in str(error.value)
     assert "batch_size" not in str(error.value)
     assert workdir.read_config(tmp_path / "run") == experiment
 
