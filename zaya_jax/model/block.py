@@ -17,7 +17,7 @@ from zaya_jax.model.norm import rms_norm
 from zaya_jax.model.numerics import Numerics
 from zaya_jax.model.parameter import Declare, ones
 from zaya_jax.model.residual import ResidualScaling
-from zaya_jax.model.router import Router
+from zaya_jax.model.router import Router, replay
 
 
 class RouterStats(NamedTuple):
@@ -64,8 +64,10 @@ class Block(nnx.Module):
         router_state: jax.Array | None,
         tokens: Tokens,
         cache: LayerCache | None = None,
+        routes: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None, RouterStats, LayerCache | None]:
-        """Args: stream [B, S, D]; router_state [T, R] of the layer before, or None in the first.
+        """Args: stream [B, S, D]; router_state [T, R] of the layer before, or None in the first;
+        routes [B, S, k] classes to take instead of those that the router would choose.
 
         Returns: stream, router state for the next layer, routing statistics, updated cache.
         """
@@ -78,6 +80,8 @@ class Block(nnx.Module):
         x = x.reshape(-1, shape[-1])
         live = None if tokens.live is None else tokens.live.reshape(-1)
         routing = self.router(x, router_state, live)
+        if routes is not None:
+            routing = replay(routing, routes.reshape(len(x), -1).astype(jnp.int32), live)
         y = self.experts(x, routing, tokens.shard).reshape(shape)
         stream, _ = self.mlp_residual(y, stream)
 

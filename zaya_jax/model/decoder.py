@@ -94,6 +94,7 @@ class Decoder(nnx.Module):
         positions: jax.Array | None = None,
         cache: Cache | None = None,
         shard: Shard = WHOLE,
+        routes: jax.Array | None = None,
     ) -> Output:
         """Runs the network.
 
@@ -105,6 +106,8 @@ class Decoder(nnx.Module):
           cache: an empty cache to prefill with a prompt (padding on the right), or a filled one to
             continue by a single token (S = 1); every row must have room.
           shard: which part of a batch the tokens are; a part of rows brings its positions along.
+          routes: [B, S, L, k] integers, the classes that each layer's router is to choose (router
+            replay); None leaves the choice to the routers.
 
         Returns:
           `Output`.
@@ -130,13 +133,16 @@ class Decoder(nnx.Module):
         for i, block in enumerate(self.layers):
             call = self._remat(block) if cache is None else block
             layer_cache = None if cache is None else cache.layers[i]
-            stream, state, layer_stats, layer_cache = call(stream, state, place, layer_cache)
+            pinned = None if routes is None else routes[:, :, i]
+            found = call(stream, state, place, layer_cache, pinned)
+            stream, state, layer_stats, layer_cache = found
             stats.append(layer_stats)
             if layer_cache is not None:
                 layer_caches.append(layer_cache)
         merged = jax.tree.map(lambda *xs: jnp.stack(xs), *stats)
         if len(self.stacks):
-            stream, scanned = self._scan(stream, state, place)
+            rest = None if routes is None else routes[:, :, len(self.layers) :]
+            stream, scanned = self._scan(stream, state, place, rest)
             merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), merged, scanned)
         merged = shard.join(merged, live)
 
@@ -188,21 +194,24 @@ class Decoder(nnx.Module):
         return jax.checkpoint(block.__call__, policy=policy, prevent_cse=not scanned)
 
     def _scan(
-        self, stream: jax.Array, state: jax.Array | None, place: Tokens
+        self, stream: jax.Array, state: jax.Array | None, place: Tokens, routes: jax.Array | None
     ) -> tuple[jax.Array, RouterStats]:
         """Scans over the stacks, one period of layers a step."""
         split = [nnx.split(stack) for stack in self.stacks]
+        if routes is not None:  # [B, S, layers, k] -> [steps, period, B, S, k]
+            routes = jnp.moveaxis(routes, 2, 0)
+            routes = routes.reshape(-1, len(split), *routes.shape[1:])
 
-        def step(carry, weights):
-            stream, state = carry
-            stats = []
-            for (graph, _), layer in zip(split, weights, strict=True):
+        def step(carry, xs):
+            (stream, state), (weights, pinned), stats = carry, xs, []
+            for i, ((graph, _), layer) in enumerate(zip(split, weights, strict=True)):
                 call = self._remat(nnx.merge(graph, layer), scanned=True)
-                stream, state, layer_stats, _ = call(stream, state, place)
+                own = None if pinned is None else pinned[i]
+                stream, state, layer_stats, _ = call(stream, state, place, None, own)
                 stats.append(layer_stats)
             return (stream, state), jax.tree.map(lambda *xs: jnp.stack(xs), *stats)
 
-        (stream, _), stats = jax.lax.scan(step, (stream, state), [s for _, s in split])
+        (stream, _), stats = jax.lax.scan(step, (stream, state), ([s for _, s in split], routes))
         return stream, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stats)
 
 

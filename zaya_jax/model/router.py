@@ -201,6 +201,24 @@ def initial_biases(model: Model):
     return init
 
 
+def replay(routing: Routing, index: jax.Array, live: jax.Array | None) -> Routing:
+    """The routing as if each token had chosen `index` (report IV-D, router replay).
+
+    What the choices weigh is still the router's own probability of them, and differentiable.
+
+    Args:
+      routing: what the router would choose.
+      index: [T, k] classes; it is not checked that there are such.
+      live: [T] bool; None means all.
+    """
+    classes = routing.probabilities.shape[-1]
+    weight = jnp.take_along_axis(routing.probabilities, index, axis=-1)
+    if live is not None:
+        index = jnp.where(live[:, None], index, classes)
+    counts = jnp.sum(index.reshape(-1, 1) == jnp.arange(classes), axis=0, dtype=jnp.int32)
+    return routing._replace(index=index, weight=weight.astype(routing.weight.dtype), counts=counts)
+
+
 class Router(nnx.Module):
     """Chooses experts per token (report eq 1 to 5). The first layer has no state to read."""
 
