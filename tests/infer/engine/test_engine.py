@@ -1,7 +1,6 @@
 """The engine against decoding one by one, against the whole network, and against itself alone.
 
-Compiling is what takes time here: one engine in float64 serves the comparisons of tokens, one in
-float32 everything else.
+Compiling is what takes time here: one engine serves all that is not slow.
 """
 
 import dataclasses
@@ -65,20 +64,21 @@ def drive(engine: Engine, requests, seed: int, cancelled=frozenset()):
     return [results[index] for index in range(len(requests))]
 
 
-def against_one_by_one(network, count: int, seed: int) -> None:
-    with jax.enable_x64(True):
+@pytest.mark.slow
+def test_tokens_of_two_hundred_requests_are_those_of_decoding_one_by_one(network):
+    count, draw = 200, random.Random(2)
+    with jax.enable_x64(True):  # where nothing ties
         loaded = network("float64", eos_id=0)
-        draw = random.Random(seed)
-        requests = [Request(p, draw.randint(1, CAPACITY - len(p))) for p in prompts(count, seed)]
+        requests = [Request(p, draw.randint(1, CAPACITY - len(p))) for p in prompts(count, seed=2)]
         plain = [PlainRequest(request.prompt, request.max_tokens) for request in requests]
-        expected = Generator(loaded, batch=8, capacity=CAPACITY).generate(plain)
+        expected = Generator(loaded, capacity=CAPACITY).generate(plain)
         assert len({token for one in expected for token in one.tokens}) > 20  # no trivial circle
         # Three sequences do not fit at their longest; rows are for four.
         engine = Engine(loaded, dataclasses.replace(SMALL, pages=1 + 26))
         engine.warm_up()
         cancelled = set(draw.sample(range(count), count // 8))
         with compilations() as counted:
-            results = drive(engine, requests, seed, cancelled)
+            results = drive(engine, requests, 2, cancelled)
         assert counted.count == 0
         for index, (result, one) in enumerate(zip(results, expected, strict=True)):
             if result.finish == "cancelled":
@@ -90,15 +90,6 @@ def against_one_by_one(network, count: int, seed: int) -> None:
         assert any(result.finish == "cancelled" for result in results)
         assert load.preemptions > 0 and load.cached_tokens > 0
         assert load.pages_free + load.pages_idle == load.pages == 26
-
-
-def test_tokens_are_those_of_decoding_one_by_one(network):
-    against_one_by_one(network, 32, seed=1)
-
-
-@pytest.mark.slow
-def test_tokens_of_two_hundred_requests_are_those_of_decoding_one_by_one(network):
-    against_one_by_one(network, 200, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +104,50 @@ def engine(network, tokenizer) -> Engine:
 def forget(engine: Engine) -> None:
     """Nothing is shared with what came before."""
     engine.swap(engine.loaded.params)
+
+
+@pytest.fixture(scope="module")
+def forward(engine):
+    """The whole network over a sequence: logits [n, V] and routes [n, L, k] of its n tokens."""
+    loaded = engine.loaded
+
+    @jax.jit
+    def run(tokens):
+        decoder = functional.merge(loaded.model, loaded.params, loaded.biases)
+        out = decoder(tokens)
+        return decoder.logits(out.hidden)[0], out.stats.index[:, 0].swapaxes(0, 1)
+
+    def padded(tokens):
+        row = np.array([[*tokens, *[0] * (CAPACITY - len(tokens))]], np.int32)
+        return [np.asarray(x)[: len(tokens)] for x in run(row)]
+
+    return padded
+
+
+def test_every_token_is_the_likeliest_of_the_whole_network(engine, forward):
+    draw = random.Random(1)
+    requests = [Request(p, draw.randint(1, CAPACITY - len(p))) for p in prompts(32, seed=1)]
+    forget(engine)
+    before, cancelled = engine.load, set(draw.sample(range(32), 4))
+    with compilations() as counted:
+        results = drive(engine, requests, 1, cancelled)
+    assert counted.count == 0
+    seen = set()
+    for request, result in zip(requests, results, strict=True):
+        if not result.tokens:
+            continue
+        logits, _ = forward([*request.prompt, *result.tokens])
+        logits = logits[len(request.prompt) - 1 : -1]
+        chosen = logits[np.arange(len(logits)), result.tokens]
+        assert (logits.max(-1) - chosen).max() <= 1e-4 * np.abs(logits).max()
+        assert result.finish != "length" or len(result.tokens) == request.max_tokens
+        seen |= set(result.tokens)
+    assert len(seen) > 20  # no trivial circle
+    load = engine.load
+    assert {index for index, r in enumerate(results) if r.finish == "cancelled"} <= cancelled
+    assert any(result.finish == "cancelled" for result in results)
+    assert load.preemptions > before.preemptions and load.cached_tokens > before.cached_tokens
+    assert load.pages_free + load.pages_idle == load.pages
 
 
 def test_no_bit_depends_on_what_else_is_in_the_batch(engine):
@@ -134,8 +169,7 @@ def test_no_bit_depends_on_what_else_is_in_the_batch(engine):
         assert alone.logprobs == result.logprobs  # the very bits
 
 
-def test_the_trainer_sees_the_same_log_probabilities_and_routes(engine):
-    loaded = engine.loaded
+def test_the_trainer_sees_the_same_log_probabilities_and_routes(engine, forward):
     forget(engine)
     requests = [
         Request(prompt, 12, Sampling(1.0, seed=i), routes=True, score_prompt=i == 1)
@@ -143,23 +177,15 @@ def test_the_trainer_sees_the_same_log_probabilities_and_routes(engine):
     ]
     results = engine.generate(requests)
     assert results[2].cached_tokens > 0  # routes of shared pages come with the pages
-
-    @jax.jit
-    def forward(tokens):
-        decoder = functional.merge(loaded.model, loaded.params, loaded.biases)
-        out = decoder(tokens)
-        return jax.nn.log_softmax(decoder.logits(out.hidden)), out.stats.index
-
     for request, result in zip(requests, results, strict=True):
         tokens, n = [*request.prompt, *result.tokens], len(request.prompt)
-        padded = np.array([tokens + [0] * (CAPACITY - len(tokens))], np.int32)
-        logprobs, routes = forward(padded)
-        chosen = np.asarray(logprobs)[0, np.arange(len(tokens) - 1), tokens[1:]]
+        logits, routes = forward(tokens)
+        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        chosen = logprobs[np.arange(len(tokens) - 1), tokens[1:]]
         np.testing.assert_allclose(result.logprobs, chosen[n - 1 :], atol=1e-4)
         if result.prompt_logprobs is not None:
             np.testing.assert_allclose(result.prompt_logprobs, chosen[: n - 1], atol=1e-4)
-        expected = np.asarray(routes)[:, 0].swapaxes(0, 1)[: len(tokens) - 1]
-        np.testing.assert_array_equal(result.routes, expected)
+        np.testing.assert_array_equal(result.routes, routes[:-1])
     assert results[1].prompt_logprobs is not None and results[0].prompt_logprobs is None
 
 
@@ -327,16 +353,17 @@ def test_a_request_that_cannot_be_met_is_refused_and_nothing_else_is_begun(
     assert engine.idle
 
 
-@pytest.mark.parametrize("kind", ["gqa", "mla"])
-def test_other_attention_kinds_are_served_or_refused(network, kind):
-    loaded = network()
-    attention = dataclasses.replace(loaded.model.attention, kind=kind)
+def test_a_kind_that_keeps_a_latent_is_refused(network):
+    attention = dataclasses.replace(network().model.attention, kind="mla")
+    with pytest.raises(UserError, match="the engine serves cca, gqa and mha"):
+        Engine(network(attention=attention), SMALL)
+
+
+@pytest.mark.slow
+def test_kinds_without_a_state_are_served(network):
     with jax.enable_x64(True):
+        attention = dataclasses.replace(network().model.attention, kind="gqa")
         loaded = network("float64", attention=attention)
-        if kind == "mla":
-            with pytest.raises(UserError, match="the engine serves cca, gqa and mha"):
-                Engine(loaded, SMALL)
-            return
         wanted = [PlainRequest([5] * 20, 9), PlainRequest([6, 7], 20)]
         results = Engine(loaded, SMALL).generate(wanted)
         expected = Generator(loaded, batch=2, capacity=CAPACITY).generate(wanted)
