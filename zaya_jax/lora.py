@@ -137,8 +137,9 @@ class Adapted:
 
     def __getitem__(self, index: Any) -> jax.Array:
         """The sum, computed in float32 at least and rounded once to the weight's dtype."""
-        change = self.scale * jnp.matmul(self.a, self.b)
-        return (self.weight + change).astype(self.weight.dtype)[index]
+        # Each may itself be something that is put together where it is read.
+        weight, change = self.weight[...], self.scale * jnp.matmul(self.a[...], self.b[...])
+        return (weight + change).astype(weight.dtype)[index]
 
 
 def attach(model: Model, lora: Lora, base: Params, adapters: Params) -> dict[str, Any]:

@@ -19,7 +19,6 @@ here depends on which of the two sides is the input, so [in, out] and [out, in] 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -77,12 +76,21 @@ def in_pieces(function: Callable[..., jax.Array], x: jax.Array, *more: jax.Array
     return jax.lax.fori_loop(0, count // size, body, flat[0]).reshape(x.shape)
 
 
-def scale_by_muon(muon: Muon, halves: bool = False) -> optax.GradientTransformation:
-    """Gradients [..., m, n] to updates of RMS near `muon.rms`, for a tree of such leaves.
+def alone(path: str, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """All matrices of the leaf at `path`, on the device that it lies on."""
+    return in_pieces(function, *arrays)
+
+
+def scale_by_muon(
+    muon: Muon, halves: bool = False, run: Callable[..., jax.Array] = alone
+) -> optax.GradientTransformation:
+    """Gradients [..., m, n] to updates of RMS near `muon.rms`, for a flat dict of such leaves.
 
     Args:
       muon: with `momentum` 0 there is no momentum, and the state is empty.
       halves: orthogonalise the two halves of the last axis apart (gate and up).
+      run: `(path, function, x, *more) -> function(x, *more)` for arrays [..., m, n] of a leaf; each
+        matrix may be given to `function` apart, and on another device.
     """
 
     def init(params: optax.Params) -> optax.OptState:
@@ -102,10 +110,14 @@ def scale_by_muon(muon: Muon, halves: bool = False) -> optax.GradientTransformat
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        whole = functools.partial(in_pieces, step)
+
+        def whole(keys, *arrays: jax.Array) -> jax.Array:
+            path = keys[-1] if keys else None
+            return run(getattr(path, "key", ""), step, *arrays)
+
         if not isinstance(state, MuonState):
-            return jax.tree.map(whole, updates), state
+            return jax.tree_util.tree_map_with_path(whole, updates), state
         momentum = jax.tree.map(blend, state.momentum, updates)
-        return jax.tree.map(whole, updates, momentum), MuonState(momentum)
+        return jax.tree_util.tree_map_with_path(whole, updates, momentum), MuonState(momentum)
 
     return optax.GradientTransformation(init, update)

@@ -20,7 +20,7 @@ import optax
 from zaya_jax.config import Optim
 from zaya_jax.model.functional import Declaration
 from zaya_jax.model.parameter import GROUPS
-from zaya_jax.muon import scale_by_muon
+from zaya_jax.muon import alone, scale_by_muon
 
 DECAYED = frozenset({"matrix"})
 """Groups with weight decay. Norms, scales, temperatures and biases have a natural place that is not
@@ -77,7 +77,9 @@ def rule_of(optim: Optim, declaration: Declaration) -> str:
     return "muon of halves" if halves else "muon"
 
 
-def group_rule(optim: Optim, group: str, rule: str) -> optax.GradientTransformation:
+def group_rule(
+    optim: Optim, group: str, rule: str, matrices: Callable[..., jax.Array] = alone
+) -> optax.GradientTransformation:
     """What one group gets under one rule, before the learning rate; a factor of 0 freezes it."""
     factor = getattr(optim.factors, group)
     if factor == 0:
@@ -85,7 +87,7 @@ def group_rule(optim: Optim, group: str, rule: str) -> optax.GradientTransformat
     parts = [
         optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
         if rule == "adamw"
-        else scale_by_muon(optim.muon, halves=rule == "muon of halves")
+        else scale_by_muon(optim.muon, halves=rule == "muon of halves", run=matrices)
     ]
     if group in DECAYED:
         parts.append(optax.add_decayed_weights(optim.weight_decay))
@@ -93,7 +95,10 @@ def group_rule(optim: Optim, group: str, rule: str) -> optax.GradientTransformat
 
 
 def optimizer(
-    optim: Optim, steps: int, declarations: Mapping[str, Declaration]
+    optim: Optim,
+    steps: int,
+    declarations: Mapping[str, Declaration],
+    matrices: Callable[..., jax.Array] = alone,
 ) -> optax.GradientTransformation:
     """The optimizer of a flat dict of parameters.
 
@@ -101,6 +106,7 @@ def optimizer(
       optim: see `zaya_jax.config.Optim`.
       steps: optimizer steps of the run, which the schedule spans.
       declarations: of what is trained, by path; its keys are those of the dict.
+      matrices: how Muon goes through those of a leaf; see `scale_by_muon`.
 
     Returns:
       A transformation whose updates are added to the parameters. A leaf's state has the leaf's
@@ -110,7 +116,10 @@ def optimizer(
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
         optax.partition(
-            {f"{group}, {rule}": group_rule(optim, group, rule) for group, rule in kinds.values()},
+            {
+                f"{group}, {rule}": group_rule(optim, group, rule, matrices)
+                for group, rule in kinds.values()
+            },
             {path: f"{group}, {rule}" for path, (group, rule) in kinds.items()},
         ),
         optax.scale_by_learning_rate(schedule(optim, steps)),

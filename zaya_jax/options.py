@@ -56,6 +56,10 @@ def seed(default: int = 0) -> None:
     flags.DEFINE_integer("seed", default, "seed of everything drawn at random")
 
 
+def mesh() -> None:
+    flags.DEFINE_string("mesh", None, "devices by axis, e.g. data=4,expert=2 (docs/scale.md)")
+
+
 def json() -> None:
     flags.DEFINE_string("json", None, "also write what is printed to this file, as JSON")
 

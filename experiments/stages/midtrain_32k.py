@@ -33,5 +33,12 @@ def get_config():
         packing="best_fit",  # of whole examples, AP-trimmed to 32K
     )
     return config.to_config_dict(
-        config.Experiment(name="midtrain_32k", model=model, data=data, train=train, optim=optim)
+        config.Experiment(
+            name="midtrain_32k",
+            model=model,
+            data=data,
+            train=train,
+            optim=optim,
+            mesh="data=512,context=2",  # 1,024 MI300X, 2 context ranks as the report
+        )
     )

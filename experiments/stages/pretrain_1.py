@@ -29,5 +29,12 @@ def get_config():
     # ours. The tokenizer is that of the released weights.
     data = config.Data(source="data/pretrain_1", tokenizer="data/tokenizer/tokenizer.json")
     return config.to_config_dict(
-        config.Experiment(name="pretrain_1", model=model, data=data, train=train, optim=optim)
+        config.Experiment(
+            name="pretrain_1",
+            model=model,
+            data=data,
+            train=train,
+            optim=optim,
+            mesh="data=1024",  # 1,024 MI300X, ZeRO-1 alone as the report
+        )
     )

@@ -27,5 +27,12 @@ def get_config():
         packing="best_fit",
     )
     return config.to_config_dict(
-        config.Experiment(name="pretrain_2", model=model, data=data, train=train, optim=optim)
+        config.Experiment(
+            name="pretrain_2",
+            model=model,
+            data=data,
+            train=train,
+            optim=optim,
+            mesh="data=1024",  # 1,024 MI300X, ZeRO-1 alone as the report
+        )
     )

@@ -33,5 +33,12 @@ def get_config():
         packing="best_fit",  # of whole examples
     )
     return config.to_config_dict(
-        config.Experiment(name="sft_131k", model=model, data=data, train=train, optim=optim)
+        config.Experiment(
+            name="sft_131k",
+            model=model,
+            data=data,
+            train=train,
+            optim=optim,
+            mesh="data=128,context=8",  # 1,024 MI300X, 8 context ranks as the report
+        )
     )

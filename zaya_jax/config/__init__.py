@@ -31,6 +31,7 @@ from zaya_jax.config.schema import (
     Muon,
     Ops,
     Optim,
+    Parallel,
     Router,
     Train,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Muon",
     "Ops",
     "Optim",
+    "Parallel",
     "Pruning",
     "Range",
     "Router",

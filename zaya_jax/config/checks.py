@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from pallas_kernels import dispatch
+from zaya_jax.config import mesh
 from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, check_kind
 from zaya_jax.config.schema import (
+    ALL_TO_ALL,
     BAD_RECORDS,
     BAD_TEXT,
     DTYPES,
@@ -71,6 +73,9 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
     yield from _check_balance(experiment.balance)
     yield from _check_faults(experiment.faults)
     yield from _check_lora(experiment)
+    yield from mesh.check(experiment)
+    yield from _among("parallel.all_to_all", experiment.parallel.all_to_all, ALL_TO_ALL)
+    yield from _positive("parallel", experiment.parallel, "room")
 
 
 def _check_data(data: Data) -> typing.Iterator[str]:

@@ -20,6 +20,7 @@ BAD_RECORDS = ("fail", "skip")
 FORMATS = ("auto", "text", "chat")
 PACKINGS = ("stream", "best_fit")
 LORA_TARGETS = ("q", "k", "v", "o", "experts")
+ALL_TO_ALL = ("auto", "ragged", "padded")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +217,14 @@ class Lora:
 
 
 @dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How the devices of a mesh work together; changes nothing that is computed beyond rounding."""
+
+    all_to_all: str = "auto"  # of tokens to experts: ragged (GPUs) | padded; auto by the platform
+    room: float = 1.25  # rows of one exchange, as a multiple of an even share; more take turns
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run that a person would name."""
 
@@ -227,3 +236,5 @@ class Experiment:
     balance: Balance = Balance()
     faults: Faults = Faults()
     lora: Lora = Lora()
+    mesh: str = ""  # devices by axis, e.g. data=4,expert=2; also fsdp, context. Empty: one device
+    parallel: Parallel = Parallel()

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 
 from zaya_jax.config import Experiment, Train
 from zaya_jax.errors import UserError
+from zaya_jax.parallel import ONE_DEVICE, OneDevice
 from zaya_jax.train import manifest
 from zaya_jax.train import state as train_state
 from zaya_jax.train.state import TrainState
@@ -50,10 +51,12 @@ class Checkpoints:
     Args:
       folder: the run directory.
       experiment: gives shapes and dtypes, and how many to keep.
+      layout: where a restored state is to lie, wherever it lay when it was saved.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment):
+    def __init__(self, folder: Path, experiment: Experiment, layout: OneDevice = ONE_DEVICE):
         self._folder, self._experiment = (folder / CHECKPOINTS).absolute(), experiment
+        self._layout = layout
         self._folder.mkdir(parents=True, exist_ok=True)
         self._clear()
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -157,7 +160,8 @@ class Checkpoints:
         steps = sorted(steps_in(self._folder), reverse=True)
         if scheduled:
             steps = [step for step in steps if _is_scheduled(step, self._experiment.train)]
-        weights, rest = map(on_device, _items(train_state.abstract(self._experiment)))
+        wanted = train_state.abstract(self._experiment)
+        weights, rest = _items(placed_on(self._layout, wanted))
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             for step in steps:
                 try:
@@ -257,10 +261,13 @@ def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     return weights, {name: getattr(state, name) for name in names}
 
 
-def on_device(tree: Any) -> Any:
-    """Shapes and dtypes of arrays that are to lie on the first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+def placed_on(layout: OneDevice, tree: Any) -> Any:
+    """Shapes and dtypes of arrays that are to lie as a layout says."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        tree,
+        layout.shardings(tree),
+    )
 
 
 def _sync(folder: Path) -> None:

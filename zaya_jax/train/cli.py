@@ -14,12 +14,15 @@ def define_flags() -> None:
     """See `zaya_jax.options`."""
     options.config()
     options.workdir()
+    options.mesh()
     options.json()
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0 when all was done, 128 + the signal's number when one stopped the run."""
     settings, folder = options.require("config"), Path(options.require("workdir"))
+    if options.FLAGS.mesh is not None:
+        settings.mesh = options.FLAGS.mesh
     from zaya_jax import load  # not above: `--help` needs no jax
     from zaya_jax.train import loop
 

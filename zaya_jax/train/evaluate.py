@@ -10,6 +10,7 @@ import numpy as np
 
 from zaya_jax.data import Batch, Prepared
 from zaya_jax.model.functional import Biases, Params
+from zaya_jax.parallel import ONE_DEVICE, OneDevice
 from zaya_jax.train import interrupt
 
 
@@ -19,6 +20,7 @@ def evaluate(
     biases: Biases,
     prepared: Prepared,
     stop: interrupt.Request | None = None,
+    layout: OneDevice = ONE_DEVICE,
 ) -> tuple[float, float, np.ndarray] | None:
     """Runs an evaluation step (`make_eval_step`) over the whole held-out text.
 
@@ -31,6 +33,7 @@ def evaluate(
     for batch in prepared.heldout.batches:
         if stop:
             return None
+        batch = layout.place_batch(batch)
         some_nats, some_targets, some_counts = step(params, biases, batch)
         # Summed in double precision on the host: a long text adds up many small numbers.
         nats += float(some_nats)

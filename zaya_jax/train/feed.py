@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import jax
-
 from zaya_jax.data import Batches
 from zaya_jax.data.packing import Batch
+from zaya_jax.parallel import ONE_DEVICE, OneDevice
 
 
 class Feed:
@@ -21,15 +20,15 @@ class Feed:
       waited: seconds that the caller spent waiting for batches, ever since.
     """
 
-    def __init__(self, batches: Batches):
+    def __init__(self, batches: Batches, layout: OneDevice = ONE_DEVICE):
         self.waited = 0.0
-        self._batches = batches
+        self._batches, self._layout = batches, layout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._number: int | None = None
         self._ahead: Future[Batch] | None = None
 
     def __call__(self, number: int) -> Batch:
-        """The batch of a number, on the device; begins with the next one."""
+        """The batch of a number, placed; begins with the next one."""
         began = time.monotonic()
         if self._ahead is None or self._number != number:
             self._ahead = self._thread.submit(self._make, number)
@@ -40,7 +39,7 @@ class Feed:
         return batch
 
     def _make(self, number: int) -> Batch:
-        return jax.device_put(self._batches.batch(number), jax.devices()[0])
+        return self._layout.place_batch(self._batches.batch(number))
 
     def close(self) -> None:
         """Ends the thread."""

@@ -15,6 +15,8 @@ from zaya_jax.data.packing import Batch
 from zaya_jax.model import functional
 from zaya_jax.model.block import RouterStats
 from zaya_jax.model.functional import Biases, Params
+from zaya_jax.model.shard import WHOLE, Shard
+from zaya_jax.parallel import ONE_DEVICE, OneDevice
 
 
 class Totals(NamedTuple):
@@ -34,19 +36,20 @@ class Totals(NamedTuple):
 
 
 def summed_nats(
-    model: Model, params: Params, biases: Biases, batch: Batch
+    model: Model, params: Params, biases: Biases, batch: Batch, shard: Shard = WHOLE
 ) -> tuple[jax.Array, jax.Array, RouterStats]:
-    """Negative log-likelihood of a batch.
+    """Negative log-likelihood of a batch, or of a part of it.
 
     Args:
       batch: fields [B, S], see `zaya_jax.data.Batch`.
+      shard: which part it is.
 
     Returns:
       Weighted sum of nats over the targets, the sum of their weights (scalars, float32 at least),
-      and the statistics of every router.
+      and the statistics of every router, which are those of all parts.
     """
     decoder = functional.merge(model, params, biases)
-    out = decoder(batch.tokens, batch.segment_ids, batch.positions)
+    out = decoder(batch.tokens, batch.segment_ids, batch.positions, shard=shard)
     hidden, embedding = decoder.head(out.hidden)
     logprob = cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
@@ -77,7 +80,7 @@ def for_compute(model: Model, params: Params) -> Params:
 
 
 def make_gradient(
-    experiment: Experiment,
+    experiment: Experiment, layout: OneDevice = ONE_DEVICE
 ) -> Callable[[Params, Params, Biases, Batch], tuple[Params, Totals]]:
     """The function `(params, frozen, biases, batch) -> (gradients, Totals)`.
 
@@ -85,6 +88,9 @@ def make_gradient(
     its nats over the targets of *all* parts, which are known beforehand, so that a sum is all there
     is left to do. It accumulates in the dtype of `params`. Only `balance.aux_loss`, a product of
     two means, is that of each part's own loads, weighted with its share of the live tokens.
+
+    On a mesh each device differentiates its own share of that loss; the shares add up to it, and so
+    do the gradients, when `layout.scatter` sums them.
 
     params: what is trained; frozen: {} or, under LoRA, the parameters of the base.
     """
@@ -94,28 +100,33 @@ def make_gradient(
         params: Params, frozen: Params, biases: Biases, batch: Batch
     ) -> tuple[Params, Totals]:
         trained = params if experiment.lora.rank else for_compute(model, params)
-        tokens, live = jnp.sum(batch.loss_weights), jnp.sum(batch.segment_ids > 0)
+        trained = layout.gather(trained)
+        tokens, live = layout.total((jnp.sum(batch.loss_weights), jnp.sum(batch.segment_ids > 0)))
         # A batch of nothing but padding has loss 0 and no gradient.
         tokens, live = jnp.where(tokens > 0, tokens, 1), jnp.maximum(live, 1)
 
         def objective(trained: Params, part: Batch) -> tuple[jax.Array, Totals]:
+            values = layout.lazy(trained)
             if experiment.lora.rank:
-                trained = lora.attach(model, experiment.lora, frozen, trained)
-            nats, weights, stats = summed_nats(model, trained, biases, part)
-            share = jnp.sum(part.segment_ids > 0) / live
+                values = lora.attach(model, experiment.lora, layout.lazy(frozen), values)
+            nats, weights, stats = summed_nats(model, values, biases, part, layout.shard)
+            share = layout.total(jnp.sum(part.segment_ids > 0)) / live
             loss = nats / tokens.astype(nats.dtype)
             balancing = share * balance.losses(section, model, stats)
             shares = stats._replace(counts=None, index=None)
             averaged = jax.tree.map(lambda x: x * share.astype(x.dtype), shares)
-            totals = Totals(loss, weights, balancing, averaged._replace(counts=stats.counts))
-            return loss + balancing, totals
+            totals = Totals(
+                *layout.total((loss, weights)), balancing, averaged._replace(counts=stats.counts)
+            )
+            return loss + layout.portion(balancing), totals
 
         def of_part(part: Batch) -> tuple[Params, Totals]:
             gradients, totals = jax.grad(objective, has_aux=True)(trained, part)
             return jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params), totals
 
         if parts == 1:
-            return of_part(batch)
+            gradients, totals = of_part(batch)
+            return layout.scatter(gradients), totals
         split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
         zero = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
@@ -125,6 +136,7 @@ def make_gradient(
         def add(sums, part: Batch):
             return jax.tree.map(jnp.add, sums, of_part(part)), None
 
-        return jax.lax.scan(add, zero, split)[0]
+        gradients, totals = jax.lax.scan(add, zero, split)[0]
+        return layout.scatter(gradients), totals
 
-    return gradient
+    return layout.over(gradient, params=2, results=True)

@@ -21,6 +21,8 @@ from zaya_jax.config import Experiment
 from zaya_jax.data import Prepared
 from zaya_jax.errors import UserError
 from zaya_jax.model.functional import Params
+from zaya_jax.parallel import OneDevice
+from zaya_jax.parallel import layout as layout_of
 from zaya_jax.train import faults, interrupt, setup, start, throughput, workdir
 from zaya_jax.train import metrics as metrics_lib
 from zaya_jax.train.checkpoint import Checkpoints
@@ -77,21 +79,23 @@ def train(experiment: Experiment, folder: Path | str, progress: Progress | None 
       progress: where to tell.
 
     Raises:
-      UserError: as `workdir.lock`, `workdir.claim`, `setup.prepare_data`, `start.first_state`,
-        `start.load_base`, `metrics.Writer` and `Checkpoints` say.
+      UserError: as `zaya_jax.parallel.layout`, `workdir.lock`, `workdir.claim`,
+        `setup.prepare_data`, `start.first_state`, `start.load_base`, `metrics.Writer` and
+        `Checkpoints` say.
       Diverged: steps were refused time and again; the checkpoints from before that stay.
     """
     folder, progress = Path(folder), progress or Progress(experiment.train.steps)
+    layout = layout_of(experiment)
     with ExitStack() as stack:
         stack.enter_context(workdir.lock(folder))
         workdir.claim(experiment, folder)
         prepared = setup.prepare_data(experiment, folder)
         workdir.record_environment(folder)
-        checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment)))
+        checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment, layout)))
         stop = stack.enter_context(interrupt.requests())
         compiled = stack.enter_context(throughput.compilations())
-        progress.say(setup.describe(experiment, prepared))
-        run = _Run(experiment, folder, prepared, checkpoints, progress, stop, compiled)
+        progress.say("\n".join([setup.describe(experiment, prepared), *layout.describe()]))
+        run = _Run(experiment, folder, layout, prepared, checkpoints, progress, stop, compiled)
         stack.callback(run.close)
         return run()
 
@@ -103,13 +107,14 @@ class _Run:
         self,
         experiment: Experiment,
         folder: Path,
+        layout: OneDevice,
         prepared: Prepared,
         checkpoints: Checkpoints,
         progress: Progress,
         stop: interrupt.Request,
         compiled: throughput.Compilations,
     ):
-        self.cadence = experiment.train
+        self.cadence, self.layout = experiment.train, layout
         self.experiment, self.folder, self.prepared = experiment, folder, prepared
         self.checkpoints, self.progress = checkpoints, progress
         self.stop, self.compiled = stop, compiled
@@ -119,23 +124,23 @@ class _Run:
             self.base = start.load_base(experiment, folder, progress.say)
         state = checkpoints.restore()
         if state is None:
-            state = start.first_state(experiment, progress.say, self.base)
+            state = start.first_state(experiment, progress.say, self.base, layout)
         else:
             progress.say(f"resuming {folder} at step {int(state.step):,}")
         self._begin(state)
-        self.frozen: Params = {} if self.base is None else _placed(self.base.params)
+        self.frozen: Params = {} if self.base is None else layout.place_frozen(self.base.params)
         self.rates = rates(experiment)
-        self.eval_step = make_eval_step(experiment.model)
+        self.eval_step = make_eval_step(experiment.model, layout)
         # Jitted: its loops over stacks would else be compiled anew at every evaluation.
         self.merge = jax.jit(functools.partial(lora.merge, experiment.model, experiment.lora))
-        self.feed = Feed(prepared.train)
+        self.feed = Feed(prepared.train, layout)
         self.rate = throughput.Rate()
         self.peak = throughput.peak_flops(experiment, jax.devices()[0])
 
     def _begin(self, state: TrainState) -> None:
         """Takes up the run at a state: from here on its records are written."""
         # Placed, as a restored state is: a resumed run finds its program in jax's cache.
-        self.state = _placed(state)
+        self.state = self.layout.place(state)
         self.writer = Writer(self.folder, int(state.step), self.experiment)
         self.bits_per_byte = {
             step: bits for step, bits in self.bits_per_byte.items() if step <= int(state.step)
@@ -203,7 +208,7 @@ class _Run:
     def _compile(self) -> Callable[..., tuple[TrainState, Metrics]]:
         self.progress.say("compiling the training step ...")
         began = time.monotonic()
-        step = make_train_step(self.experiment)
+        step = make_train_step(self.experiment, self.layout)
         batch = self.feed(int(self.state.cursor))
         compiled = step.lower(self.state, self.frozen, batch, self.rates).compile()
         self.progress.say(f"compiled in {time.monotonic() - began:.1f} s")
@@ -252,7 +257,7 @@ class _Run:
         }
         if self.peak is not None:
             used = costs.flops_per_token(self.experiment) * self.rate.value
-            record["mfu"] = used / self.peak
+            record["mfu"] = used / (self.peak * self.layout.devices)
         return record
 
     def _account(self, step: int) -> None:
@@ -271,7 +276,7 @@ class _Run:
         params, biases = self.state.params, self.state.biases
         if self.base is not None:
             params = self.merge(self.frozen, params)
-        found = evaluate(self.eval_step, params, biases, self.prepared, self.stop)
+        found = evaluate(self.eval_step, params, biases, self.prepared, self.stop, self.layout)
         if found is None:
             return  # a part of the text has no score; the run makes up for it when it goes on
         nats, targets, load = found
@@ -322,7 +327,7 @@ class _Run:
         del self.state  # there may be no room for two
         state = self.checkpoints.restore(scheduled=True)
         if state is None:
-            state = start.first_state(self.experiment, lambda line: None, self.base)
+            state = start.first_state(self.experiment, lambda line: None, self.base, self.layout)
         self.checkpoints.forget_after(int(state.step))
         self.progress.say(
             f"{section.limit} steps in a row were not taken: back to step {int(state.step):,}, and "
@@ -346,7 +351,3 @@ class _Run:
             f"step {step}: {what}. A lower optim.learning_rate, a longer optim.warmup_steps or a "
             f"smaller optim.clip_norm may help: {way}"
         )
-
-
-def _placed(tree: Any) -> Any:
-    return jax.device_put(tree, jax.devices()[0])

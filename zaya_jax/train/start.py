@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import zlib
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
 from zaya_jax.model import functional
 from zaya_jax.model.functional import Biases, Params
+from zaya_jax.parallel import ONE_DEVICE, OneDevice
 from zaya_jax.train import state as train_state
 from zaya_jax.train import workdir
 from zaya_jax.train.state import TrainState
@@ -39,7 +41,10 @@ class Weights(NamedTuple):
 
 
 def first_state(
-    experiment: Experiment, tell: Callable[[str], None], base: Weights | None = None
+    experiment: Experiment,
+    tell: Callable[[str], None],
+    base: Weights | None = None,
+    layout: OneDevice = ONE_DEVICE,
 ) -> TrainState:
     """The state at step 0: drawn from the seed, or with the weights of `train.init_from`.
 
@@ -48,6 +53,7 @@ def first_state(
       tell: gets a line for each field that may differ from the weights' model, and does.
       base: what `load_base` gave, under LoRA: the run has a copy of its biases. The step gives the
         buffers of its state away, and a run that goes back to its start needs them again.
+      layout: where a new network is drawn.
 
     Raises:
       UserError: as `read_weights`.
@@ -58,7 +64,7 @@ def first_state(
             experiment, state.params, {path: jnp.copy(b) for path, b in base.biases.items()}
         )
     if experiment.train.init_from is None:
-        return train_state.init(experiment)
+        return layout.make(functools.partial(train_state.init, experiment))
     weights = read_weights(experiment, experiment.train.init_from, tell)
     return train_state.from_weights(experiment, weights.params, weights.biases)
 

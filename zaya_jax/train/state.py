@@ -13,6 +13,7 @@ from zaya_jax import balance, lora, optim
 from zaya_jax.config import Experiment
 from zaya_jax.model import functional
 from zaya_jax.model.functional import Biases, Params
+from zaya_jax.parallel import ONE_DEVICE, OneDevice
 from zaya_jax.train import faults as faults_lib
 from zaya_jax.train.faults import FaultState
 
@@ -42,9 +43,13 @@ class TrainState:
     cursor: jax.Array
 
 
-def optimizer(experiment: Experiment) -> optax.GradientTransformation:
+def optimizer(
+    experiment: Experiment, layout: OneDevice = ONE_DEVICE
+) -> optax.GradientTransformation:
     """What moves `TrainState.params`."""
-    return optim.optimizer(experiment.optim, experiment.train.steps, lora.trained(experiment))
+    return optim.optimizer(
+        experiment.optim, experiment.train.steps, lora.trained(experiment), layout.matrices
+    )
 
 
 def controller(experiment: Experiment) -> optax.GradientTransformation:

@@ -16,6 +16,7 @@ from zaya_jax.config.kinds import BALANCERS
 from zaya_jax.data.packing import Batch
 from zaya_jax.model import functional
 from zaya_jax.model.functional import Biases, Params
+from zaya_jax.parallel import ONE_DEVICE, OneDevice
 from zaya_jax.train import faults, telemetry
 from zaya_jax.train import state as train_state
 from zaya_jax.train.gradient import make_gradient, summed_nats
@@ -52,7 +53,7 @@ def with_rates(experiment: Experiment, given: Rates) -> Experiment:
     return dataclasses.replace(experiment, optim=optim_section, balance=section)
 
 
-def make_train_step(experiment: Experiment) -> Wrapped:
+def make_train_step(experiment: Experiment, layout: OneDevice = ONE_DEVICE) -> Wrapped:
     """The jitted step `(TrainState, frozen, Batch, Rates | None) -> (TrainState, Metrics)`.
 
     The state given to it is donated: its buffers hold the new state afterwards. `frozen` is {}, or
@@ -61,16 +62,19 @@ def make_train_step(experiment: Experiment) -> Wrapped:
 
     A step that `faults.accepts` refuses leaves parameters, biases, optimizer and balancer as they
     were; `step` and `cursor` go on, for its batch is behind the run.
+
+    layout: where all of that lies; see `zaya_jax.parallel`.
     """
     model = experiment.model
     declared, biased = lora.trained(experiment), functional.bias_declarations(model)
-    gradient = make_gradient(experiment)
+    gradient = make_gradient(experiment, layout)
 
     def step(
         state: TrainState, frozen: Params, batch: Batch, given: Rates | None = None
     ) -> tuple[TrainState, Metrics]:
         rated = experiment if given is None else with_rates(experiment, given)
-        optimizer, controller = train_state.optimizer(rated), train_state.controller(rated)
+        optimizer = train_state.optimizer(rated, layout)
+        controller = train_state.controller(rated)
         learning_rate = optim.schedule(rated.optim, rated.train.steps)
         gradients, totals = gradient(state.params, frozen, state.biases, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -111,12 +115,12 @@ def make_train_step(experiment: Experiment) -> Wrapped:
             rollbacks=moved.faults.rollbacks,
             cursor=moved.cursor,
         )
-        return moved, metrics
+        return layout.constrain(moved), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(model: Model) -> Wrapped:
+def make_eval_step(model: Model, layout: OneDevice = ONE_DEVICE) -> Wrapped:
     """The jitted step `(params, biases, batch) -> (nats, targets, counts)`; it moves nothing.
 
     nats: summed, not averaged, over the weighted targets. targets: the sum of their weights.
@@ -126,7 +130,8 @@ def make_eval_step(model: Model) -> Wrapped:
     def step(
         params: Params, biases: Biases, batch: Batch
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        nats, targets, stats = summed_nats(model, params, biases, batch)
-        return nats, targets, stats.counts[:, : model.router.experts]
+        values = layout.lazy(layout.gather(params))
+        nats, targets, stats = summed_nats(model, values, biases, batch, layout.shard)
+        return *layout.total((nats, targets)), stats.counts[:, : model.router.experts]
 
-    return jax.jit(step)
+    return jax.jit(layout.over(step, params=1, results=False))

@@ -13,6 +13,7 @@ from zaya_jax import lora
 from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
 from zaya_jax.model.functional import Biases, Params, bias_declarations
+from zaya_jax.parallel import ONE_DEVICE
 from zaya_jax.train import checkpoint, start
 from zaya_jax.train.workdir import CHECKPOINTS, read_config
 
@@ -76,11 +77,12 @@ def _abstract(experiment: Experiment) -> Any:
         "params": lora.trained(experiment),
         "biases": bias_declarations(experiment.model),
     }
-    return checkpoint.on_device(
+    return checkpoint.placed_on(
+        ONE_DEVICE,
         {
             name: {k: jax.ShapeDtypeStruct(d.shape, d.dtype) for k, d in found.items()}
             for name, found in places.items()
-        }
+        },
     )
 
 

@@ -58,6 +58,8 @@ MAY_CHANGE = (
     "model.remat",
     "model.ops",
     "faults",
+    "mesh",
+    "parallel",
 )
 """Fields (or sections) in which a resumed run may differ from what its directory says: how long and
 how it is run, not what is trained. A cosine schedule follows a new `train.steps`. The form of the

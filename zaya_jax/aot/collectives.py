@@ -1,0 +1,171 @@
+"""What a compiled program sends between devices: which collectives, over which mesh axes, how much.
+
+Read from the HLO text of an SPMD program, whatever compiler made it. A loop's body is counted as
+often as the loop runs, where XLA knows it (a scan over layers), else once; what it is then, is said
+by `Collective.known`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from zaya_jax.aot.machine_code import COLLECTIVES
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
+         "u32": 4, "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+_KINDS = "|".join(COLLECTIVES)
+_INSTRUCTION = re.compile(rf"= (.*?) ({_KINDS})(-start)?\((.*)$")
+_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction of a program.
+
+    Attributes:
+      kind: e.g. `all-gather`.
+      axes: mesh axes that its groups span; for a permute, those along which a device's number
+        changes. Empty where its groups are of no such kind.
+      shapes: of its results on one device, e.g. ("f32", (4, 8)).
+      times: how often a run executes it.
+      known: whether that is known; else `times` counts each loop of unknown length once.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    times: int
+    known: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of its results on one device, each time."""
+        return sum(BYTES.get(dtype, 4) * math.prod(shape) for dtype, shape in self.shapes)
+
+
+def collectives(hlo: str, mesh: Mapping[str, int]) -> list[Collective]:
+    """Those of a program.
+
+    Args:
+      hlo: the text of a compiled module.
+      mesh: size of each axis, outermost first; device i is the i-th of the mesh.
+    """
+    bodies, entry = _computations(hlo)
+    groups = _groups_of_axes(mesh)
+    return list(_walk(bodies, entry, groups, mesh, 1, True))
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of each computation, and the name of the entry."""
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in hlo.splitlines():
+        found = _COMPUTATION.match(line)
+        if found:
+            current = bodies.setdefault(found[2], [])
+            entry = found[2] if found[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            current.append(line)
+    return bodies, entry
+
+
+def _walk(
+    bodies: Mapping[str, list[str]],
+    name: str,
+    groups: Mapping[frozenset, tuple[str, ...]],
+    mesh: Mapping[str, int],
+    times: int,
+    known: bool,
+) -> Iterator[Collective]:
+    for line in bodies.get(name, []):
+        found = _INSTRUCTION.search(line)
+        if found:
+            shapes = tuple(
+                (dtype, tuple(int(size) for size in sizes.split(",") if size))
+                for dtype, sizes in _SHAPE.findall(found[1])
+                if dtype in BYTES
+            )
+            if found[3] and len(shapes) > 1:  # an asynchronous start also names its operands
+                shapes = shapes[len(shapes) // 2 :]
+            axes = _axes(found[2], line, groups, mesh)
+            yield Collective(found[2], axes, shapes, times, known)
+            continue
+        called = _CALLED.findall(line)
+        for branches in _BRANCHES.findall(line):
+            called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+        trips = _TRIPS.search(line)
+        loop = " while(" in line
+        for inner in called:
+            yield from _walk(
+                bodies,
+                inner,
+                groups,
+                mesh,
+                times * (int(trips[1]) if trips else 1),
+                known and (trips is not None or not loop),
+            )
+
+
+def _groups_of_axes(mesh: Mapping[str, int]) -> dict[frozenset, tuple[str, ...]]:
+    """From the sets of devices that share all other coordinates, to the axes they differ in."""
+    wide = [axis for axis, size in mesh.items() if size > 1]
+    ids = np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))
+    names = list(mesh)
+    found = {}
+    for count in range(1, len(wide) + 1):
+        for axes in itertools.combinations(wide, count):
+            size = math.prod(mesh[axis] for axis in axes)
+            last = [names.index(axis) for axis in axes]
+            rest = [i for i in range(len(names)) if i not in last]
+            rows = ids.transpose(rest + last).reshape(-1, size)
+            found[frozenset(frozenset(row.tolist()) for row in rows)] = axes
+    return found
+
+
+def _axes(
+    kind: str,
+    line: str,
+    groups: Mapping[frozenset, tuple[str, ...]],
+    mesh: Mapping[str, int],
+) -> tuple[str, ...]:
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", line)
+        return _moved(re.findall(r"\{(\d+),(\d+)\}", pairs[1] + "}") if pairs else [], mesh)
+    return groups.get(frozenset(_replica_groups(line)), ())
+
+
+def _moved(pairs: list[tuple[str, str]], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    sizes = tuple(mesh.values())
+    moved = set()
+    for source, target in pairs:
+        there, here = (np.unravel_index(int(i), sizes) for i in (source, target))
+        moved |= {axis for axis, a, b in zip(mesh, there, here, strict=True) if a != b}
+    return tuple(axis for axis in mesh if axis in moved)
+
+
+def _replica_groups(line: str) -> list[frozenset[int]]:
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if iota:
+        shape, dims = ([int(n) for n in text.split(",")] for text in (iota[1], iota[2]))
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        if iota[3]:
+            ids = ids.transpose([int(n) for n in iota[3].split(",")])
+        return [frozenset(row.tolist()) for row in ids.reshape(shape)]
+    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
+    found = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
+    return [frozenset(int(n) for n in group.split(",")) for group in found]
