@@ -183,6 +183,18 @@ def test_any_input_with_the_output_is_right():
     assert score(task, f"<answer>{low} 1{high}</answer>") == 0
 
 
+def test_an_input_that_an_answer_cannot_hold_is_not_asked_for():
+    blank = dataclasses.replace(
+        PRINTED,
+        tests=(Test("2 1\n\n", "1\n2\n"), Test("7 3\n", "3\n7\n"), Test(" 5 4", "4\n5\n")),
+    )
+    for draw in range(5):
+        (task,) = build.ENVIRONMENTS["codeio_input"](blank, np.random.default_rng(draw))
+        assert task.answer == "<answer>7 3\n</answer>" and score(task, task.answer) == 1
+    only = dataclasses.replace(blank, tests=blank.tests[:1])
+    assert not list(build.ENVIRONMENTS["codeio_input"](only, np.random.default_rng(0)))
+
+
 def test_reconstruction_is_tried_on_inputs_that_were_not_shown():
     task = the_task(dataclasses.replace(DOUBLE, entry="f"), "codearc")
     shown = [line for line in task.prompt.splitlines() if line.startswith("`f(")]

@@ -6,6 +6,7 @@ by running the program, so every input that does it is right.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -58,9 +59,10 @@ def verify_output(submission: Submission) -> float:
 
 def input_tasks(seed: Seed, generator: np.random.Generator) -> Iterator[Task]:
     """Find an input: one task; none of a seed that does not know which inputs are valid."""
-    if seed.schema is None and seed.validator is None:
+    possible = tuple(test for test in seed.tests if words.can_be_given(test.input))
+    if (seed.schema is None and seed.validator is None) or not possible:
         return
-    program, test = _drawn(seed, generator)
+    program, test = _drawn(dataclasses.replace(seed, tests=possible), generator)
     if seed.entry is None:
         answer, form = test.input, "Give the input as the program reads it"
     else:

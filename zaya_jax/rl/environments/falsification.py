@@ -88,7 +88,7 @@ def is_wrong(entry: str | None, outcome: Outcome, output: Any) -> bool:
 
 def counterexample(seed: Seed, program: str, generator: np.random.Generator) -> Any:
     """A valid input that shows a program wrong, out of tests and drawn ones; None if none does."""
-    inputs = [test.input for test in seed.tests]
+    inputs = [test.input for test in seed.tests if words.can_be_given(test.input)]
     if seed.schema is not None:
         inputs += [seed.draw(generator) for _ in range(TRIES)]
     trusted, suspect = seed.run_all([seed.accepted[0], program], inputs, PerTest(seconds=1.0))

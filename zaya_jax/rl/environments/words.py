@@ -84,6 +84,11 @@ def valid(schema: Sequence[schemas.Schema] | None) -> str:
     return "A valid input is " + ", and ".join(map(schemas.describe, schema)) + ".\n"
 
 
+def can_be_given(given: Any) -> bool:
+    """Whether an input survives being an answer: a text loses spaces and lines around it."""
+    return not isinstance(given, str) or given in (given.strip(), given.strip() + "\n")
+
+
 def _bare(text: str) -> str:
     """Without the fence or the quotes of code around it."""
     text = text.strip()
