@@ -10,7 +10,7 @@ with the think tags as tokens; if the prompt has opened the block, only its end 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zaya_jax.data.messages import THINK
@@ -21,15 +21,22 @@ from zaya_jax.serve.form import CALL, Form
 from zaya_jax.serve.tools import grammar_of_calls
 
 ANY_TEXT = "/(?s:.*)/"
+WHITE_SPACE = "\\n?[ ]{0,12}"
+"""Between two parts of JSON."""
+
+
+def bounded(json_schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema whose texts have little white space: models may write it without end."""
+    return {"x-guidance": {"whitespace_pattern": WHITE_SPACE}, **json_schema}
 
 
 def of_text(response_format: Any) -> Constraint | None:
     """For a text that is continued: it is all of it."""
     match response_format:
         case schema.JsonObjectFormat():
-            return Constraint("json_schema", {"type": "object"})
+            return Constraint("json_schema", bounded({"type": "object"}))
         case schema.JsonSchemaFormat():
-            return Constraint("json_schema", response_format.json_schema.schema_)
+            return Constraint("json_schema", bounded(response_format.json_schema.schema_))
         case schema.RegexFormat():
             return Constraint("regex", response_format.pattern)
         case schema.GrammarFormat():
@@ -93,9 +100,9 @@ def _answer(response_format: Any) -> str | None:
     """The right side of the rule for the answer."""
     match response_format:
         case schema.JsonObjectFormat():
-            return '%json {"type": "object"}'
+            return f"%json {json.dumps(bounded({'type': 'object'}))}"
         case schema.JsonSchemaFormat():
-            return f"%json {json.dumps(response_format.json_schema.schema_)}"
+            return f"%json {json.dumps(bounded(response_format.json_schema.schema_))}"
         case schema.RegexFormat():
             pattern = response_format.pattern.replace("/", "\\/")
             if "\n" in pattern:

@@ -1,0 +1,158 @@
+"""Keys, and the command line that asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zaya_jax import cli
+from zaya_jax.errors import UserError
+from zaya_jax.serve.errors import ApiError
+from zaya_jax.serve.gate import Gate
+from zaya_jax.serve.guard import host_of
+from zaya_jax.serve.settings import Settings, digest, read_keys
+
+KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
+
+
+def test_keys_of_a_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n\nalice {KEY}\n{OTHER}\n")
+    settings = Settings("tiny", keys=read_keys(file))
+    assert settings.owner(KEY) == "alice"
+    assert settings.owner(OTHER) == "line 4"
+    assert settings.owner(KEY + "x") is settings.owner("") is None
+    assert KEY not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no key"),
+        ("short", "at least 16"),
+        (f"a b {KEY}", "line 1"),
+        (f"{KEY}\nbob {KEY}", "twice"),
+    ],
+)
+def test_files_that_are_no_keys(tmp_path, text, says):
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_keys(file)
+
+
+@given(key=st.text(min_size=1))
+def test_any_text_may_be_given_for_a_key(key):
+    assert Settings("tiny", keys={digest(KEY): "a"}).owner(key) == ("a" if key == KEY else None)
+
+
+@pytest.mark.parametrize(
+    ("header", "host"),
+    [("localhost:80", "localhost"), ("[::1]:80", "::1"), ("Example.org", "example.org"), ("", "")],
+)
+def test_the_name_in_a_host_header(header, host):
+    assert host_of(header) == host
+
+
+def test_a_full_gate_says_when_to_come_back():
+    told = []
+    gate = Gate(3, 1, told.append)
+    with gate.room(2), pytest.raises(ApiError) as full, gate.room(2):
+        pass
+    assert full.value.status == 429 and full.value.retry_after >= 1
+    with pytest.raises(ApiError) as never, gate.room(4):
+        pass
+    assert never.value.status == 400
+    with gate.room(3):
+        assert gate.inside == 3
+    assert gate.inside == 0
+    gate.closed = True
+    with pytest.raises(ApiError) as closed, gate.room(1):
+        pass
+    assert closed.value.status == 503
+    assert told == ["queue_full", "too_large", "draining"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--model is missing"),
+        (["--model=x", "--host=0.0.0.0"], "--api_keys=FILE, or --open"),
+        (["--model=x", "--port=99999"], "0 to 65535"),
+        (["--model=x", "--host=nowhere.invalid"], "--host=nowhere.invalid"),
+        (["--model=x", "--chunks=a"], "--chunks=a"),
+        (["--model=x", "--queue=-1"], "queue = -1"),
+        (["--model=x", "--api_keys=/nonexistent"], "cannot be read"),
+        (["--model=x", "--port=0"], "--model=x: no such folder"),
+    ],
+)
+def test_mistakes_of_the_command_line(capsys, options, says):
+    assert cli.main(["serve", *options]) == cli.WRONG_USE
+    assert says in capsys.readouterr().err
+
+
+def call(app, method, path, headers=(), body=b""):
+    """One request to an ASGI application, without a network."""
+    sent = []
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+        "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+        "headers": [(k.lower().encode(), v.encode()) for k, v in headers],
+    }  # fmt: skip
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    data = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], dict(sent[0]["headers"]), data
+
+
+@pytest.fixture(scope="module")
+def app(folder):
+    """An application with keys, whose engine has not been started."""
+    from zaya_jax.infer.engine import Engine, Options
+    from zaya_jax.load import load
+    from zaya_jax.serve.app import create_app
+    from zaya_jax.serve.form import Form
+    from zaya_jax.serve.service import Service
+
+    loaded = load(folder)
+    options = Options(rows=2, page=32, chunks=(64,), pool_bytes=10**7)
+    settings = Settings("tiny", keys={digest(KEY): "alice"}, local=False)
+    return create_app(Service(Engine(loaded, options), Form(loaded), settings))
+
+
+def test_who_has_no_key_may_see_the_page_and_ask_nothing(app):
+    for path in ("/", "/health", "/metrics", "/openapi.json"):
+        assert call(app, "GET", path)[0] == 200
+    bearer = ("Authorization", f"Bearer {KEY}")
+    assert call(app, "GET", "/v1/models", [bearer])[0] == 200
+    for headers in ([], [("Authorization", "Bearer nonsense")], [("Authorization", KEY)],
+                    [("Authorization", f"Basic {KEY}")]):  # fmt: skip
+        status, sent, body = call(app, "GET", "/v1/models", headers)
+        assert status == 401 and sent[b"www-authenticate"] == b"Bearer"
+        assert json.loads(body)["error"]["type"] == "authentication_error"
+        assert call(app, "POST", "/v1/completions", headers, b"{}")[0] == 401
+
+
+def test_a_server_that_starts_says_so(app):
+    status, headers, body = call(app, "GET", "/ready")
+    assert status == 503 and int(headers[b"retry-after"]) > 0
+    assert json.loads(body)["error"]["code"] == "starting"
+
+
+def test_the_page_may_load_nothing_and_run_only_itself(app):
+    _, headers, body = call(app, "GET", "/")
+    policy = headers[b"content-security-policy"].decode()
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert b"http" not in body.replace(b"http://www.w3.org/2000/svg", b"")
+    assert b"innerHTML" not in body and b"insertAdjacentHTML" not in body

@@ -1,0 +1,72 @@
+"""Requests drawn from the server's own OpenAPI, and from beside it: none may break it."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+schemathesis = pytest.importorskip("schemathesis")
+openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
+
+pytestmark = [
+    pytest.mark.xdist_group("serve"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def api(server):
+    return schemathesis.openapi.from_url(server.url + "/openapi.json")
+
+
+everything = schemathesis.pytest.from_fixture("api")
+SLOW = hypothesis.settings(max_examples=400)
+FAST = hypothesis.settings(max_examples=8)
+
+
+def shorten(body):
+    """Fewer tokens than a request may ask for: it is the request that is tested."""
+    if not isinstance(body, dict):
+        return
+    for name in ("max_tokens", "max_completion_tokens", "n"):
+        if isinstance(body.get(name), int) and body[name] > 3:
+            body[name] = 3
+    if "max_completion_tokens" not in body:
+        body.setdefault("max_tokens", 2)
+    if isinstance(body.get("rsa"), dict):
+        body["rsa"].setdefault("population", 2)
+        body["rsa"].setdefault("candidates", 1)
+        body["rsa"].setdefault("budget", 3)
+        body["rsa"].setdefault("tail", 3)
+
+
+def try_it(case):
+    shorten(case.body)
+    response = case.call(timeout=120)
+    case.validate_response(
+        response,
+        checks=[
+            schemathesis.checks.not_a_server_error,
+            openapi.status_code_conformance,
+            openapi.content_type_conformance,
+            openapi.response_schema_conformance,
+        ],
+    )
+
+
+@everything.parametrize()
+@FAST
+def test_no_request_breaks_the_server(case):
+    try_it(case)
+
+
+@pytest.mark.slow
+@everything.parametrize()
+@SLOW
+def test_no_request_breaks_the_server_in_the_long_run(case):
+    try_it(case)
+
+
+def test_the_server_works_all_the_same(server):
+    status, answer = server.post("/v1/completions", {"prompt": "x", "max_tokens": 2})
+    assert status == 200 and answer["usage"]["completion_tokens"] == 2
