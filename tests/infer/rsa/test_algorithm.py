@@ -75,14 +75,14 @@ def test_a_prompt_shows_the_tails_of_what_it_drew():
 def test_aggregation_does_what_it_is_told_to():
     """Right if any candidate is: with k right of N, the chance is 1 - C(N-k, C) / C(N, C)."""
     rates, expected = [], []
-    for seed in range(100):
+    for seed in range(40):
         settings = change(population=8, candidates=2, rounds=1, seed=seed)
         first, second = solve(Scripted(skill=0.3), settings).stages
         right = sum(map(is_right, first))
         expected.append(1 - comb(8 - right, 2) / comb(8, 2))
         rates.append(np.mean([is_right(sample) for sample in second]))
-    assert np.mean(rates) == pytest.approx(np.mean(expected), abs=0.05)
-    assert np.mean(rates) > 0.45  # from 0.3
+    assert np.mean(rates) == pytest.approx(np.mean(expected), abs=0.07)
+    assert np.mean(rates) > 0.4  # from 0.3
 
 
 def test_each_rollout_is_right_exactly_if_what_it_was_shown_says_so():

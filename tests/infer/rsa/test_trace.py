@@ -118,7 +118,7 @@ from tests.infer.rsa.scripted import Scripted
 
 class Slow(Scripted):
     def answer(self, ask):
-        time.sleep(0.05)
+        time.sleep(0.2)
         return super().answer(ask)
 
 test_trace.run(Path(sys.argv[1]), Slow())
@@ -127,18 +127,17 @@ test_trace.run(Path(sys.argv[1]), Slow())
 
 def test_kill_minus_nine(tmp_path):
     path, root = tmp_path / "a.jsonl", Path(__file__).parents[3]
-    for rollouts in (3, 8):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path)],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root)},
-        )
-        deadline = time.monotonic() + 120
-        while not path.exists() or path.read_bytes().count(b"\n") < rollouts + 1:
-            assert child.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(path)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    deadline = time.monotonic() + 300  # it imports jax, on a machine that may be busy
+    while not path.exists() or path.read_bytes().count(b"\n") < 6:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
     policy = Scripted()
     resumed = run(path, policy)
     assert 0 < len(policy.asks) < 12
