@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from zaya_jax.data import chat
 from zaya_jax.data.messages import THINK
 from zaya_jax.errors import UserError
-from zaya_jax.infer import Completion, Generator, Request, sampler
+from zaya_jax.infer import Generator, Request, sampler
 from zaya_jax.infer.generate import bucket
 from zaya_jax.infer.request import encode
 from zaya_jax.infer.rsa import prompts
 from zaya_jax.infer.rsa.policy import Ask, Message, Sample
 from zaya_jax.infer.rsa.settings import Settings
 from zaya_jax.load import TOKENIZER, Loaded
+
+
+class Written(Protocol):
+    """What any engine gives for a request."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
 
 
 class Chat:
@@ -59,7 +67,7 @@ class Chat:
         last = next((i for i in reversed(ids) if i in (opening, closing)), None)
         return opening is not None and last == opening
 
-    def decode(self, completion: Completion) -> str:
+    def decode(self, completion: Written) -> str:
         """What was written, think tags and all, without the token that ended it."""
         known = self._tokenizer.vocab_size
         kept = [i for i in completion.tokens if i not in self._loaded.stop_ids and i < known]
