@@ -18,10 +18,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-pytest.importorskip("prometheus_client")
-
 ROOT = Path(__file__).parents[2]
 NAME = "tiny"
 CONTEXT = 1024

@@ -35,7 +35,7 @@ def test_the_pages_curl_commands(server, number):
     done = subprocess.run(
         ["bash", "-euc", command], capture_output=True, text=True, timeout=120, check=True
     )
-    if "-N" in command:
+    if '"stream": true' in command:
         events = [line[6:] for line in done.stdout.splitlines() if line.startswith("data: ")]
         assert events[-1] == "[DONE]"
         assert all("choices" in json.loads(event) for event in events[:-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -95,6 +96,12 @@ def test_mistakes_of_the_command_line(capsys, options, says):
     assert says in capsys.readouterr().err
 
 
+def test_the_packages_that_it_needs_are_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert cli.main(["serve", "--model=x"]) == cli.WRONG_USE
+    assert "fastapi: pip install -r requirements-serve.txt" in capsys.readouterr().err
+
+
 def call(app, method, path, headers=(), body=b""):
     """One request to an ASGI application, without a network."""
     sent = []
@@ -105,8 +112,12 @@ def call(app, method, path, headers=(), body=b""):
         "headers": [(k.lower().encode(), v.encode()) for k, v in headers],
     }  # fmt: skip
 
+    bodies = iter([{"type": "http.request", "body": body, "more_body": False}])
+
     async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
+        for message in bodies:
+            return message
+        await asyncio.Event().wait()  # the client stays
 
     async def send(message):
         sent.append(message)
@@ -148,6 +159,18 @@ def test_a_server_that_starts_says_so(app):
     status, headers, body = call(app, "GET", "/ready")
     assert status == 503 and int(headers[b"retry-after"]) > 0
     assert json.loads(body)["error"]["code"] == "starting"
+
+
+def test_who_finds_no_room_is_told_when_there_is_some(app):
+    headers = [("Authorization", f"Bearer {KEY}"), ("Content-Type", "application/json")]
+    gate = app.state.service.gate
+    with gate.room(gate.limit - 1):
+        status, sent, body = call(
+            app, "POST", "/v1/completions", headers, b'{"prompt": "x", "n": 2}'
+        )
+    assert status == 429 and int(sent[b"retry-after"]) >= 1
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
 
 
 def test_the_page_may_load_nothing_and_run_only_itself(app):

@@ -9,6 +9,8 @@ import shutil
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+expect.set_options(timeout=60_000)
 pytestmark = pytest.mark.xdist_group("serve")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -63,7 +65,7 @@ def tab(browser, server):
     tab.on("pageerror", lambda error: tab.faults.append(str(error)))
     tab.set_viewport_size({"width": 1280, "height": 900})
     tab.goto(server.url + "/")
-    tab.wait_for_function("document.getElementById('model').textContent === 'tiny'")
+    expect(tab.locator("#model")).to_have_text("tiny")
     yield tab
     tab.close()
 
@@ -106,18 +108,18 @@ def test_a_chat_by_keyboard(tab, server):
     tab.keyboard.type("What is <b>2+2</b>?")
     tab.keyboard.press("Enter")
     tab.wait_for_selector(".turn.assistant .end:not(:empty), #speed:not(:empty)")
-    tab.wait_for_function("document.getElementById('send').textContent === 'Send'")
+    expect(tab.locator("#send")).to_have_text("Send")
     assert tab.text_content(".turn.user") == "What is <b>2+2</b>?"
     assert tab.text_content(".turn.assistant .content")
     assert re.search(r"[0-9]+ tokens, .*first after", tab.text_content("#speed"))
     look(tab, "chat")
     tab.keyboard.type("more")
     tab.keyboard.press("Enter")
-    tab.wait_for_function("document.querySelectorAll('.turn.assistant').length === 2")
-    tab.wait_for_function("document.getElementById('send').textContent === 'Send'")
+    expect(tab.locator(".turn.assistant")).to_have_count(2)
+    expect(tab.locator("#send")).to_have_text("Send")
     tab.click("#again")
-    tab.wait_for_function("document.getElementById('send').textContent === 'Stop'")
-    tab.wait_for_function("document.getElementById('send').textContent === 'Send'")
+    expect(tab.locator("#send")).to_have_text("Stop")
+    expect(tab.locator("#send")).to_have_text("Send")
     assert tab.locator(".turn").count() == 4
     tab.click("#clear")
     assert tab.locator(".turn").count() == 0
@@ -136,9 +138,9 @@ def test_reasoning_is_seen_while_it_is_written_and_can_be_stopped(tab):
             {choices: [{index: 0, delta, finish_reason: null}]}) + '\\n\\n');
           window.fetch = async (url, options) => new Response(new ReadableStream({
             async start(controller) {
-              for (const line of lines) {
+              for (const [i, line] of lines.entries()) {
+                if (i === 3) await new Promise(go => { window.go = go; });
                 controller.enqueue(new TextEncoder().encode(line));
-                await new Promise(r => setTimeout(r, 150));
               }
               options.signal.addEventListener('abort', () =>
                 controller.error(new DOMException('', 'AbortError')));
@@ -150,6 +152,7 @@ def test_reasoning_is_seen_while_it_is_written_and_can_be_stopped(tab):
     tab.keyboard.press("Enter")
     tab.wait_for_selector(".thought:has-text('then')")
     assert tab.locator("details[open] .thought").count() == 1
+    tab.evaluate("window.go()")
     tab.wait_for_selector(".content:has-text('So: four')")
     assert tab.text_content(".thought") == "first this then <i>that</i>"
     assert tab.locator("details[open]").count() == 0
@@ -172,7 +175,7 @@ def test_a_run_of_rsa_is_watched(tab):
     tab.fill("#problem", "How many primes are below 100?")
     tab.click("#solve")
     tab.wait_for_selector("#result:not([hidden])")
-    tab.wait_for_function("document.getElementById('solve').textContent === 'Solve'")
+    expect(tab.locator("#solve")).to_have_text("Solve")
     assert tab.locator(".stage").count() == 3
     assert tab.locator(".cell").count() == 15
     assert tab.locator(".cell.finished, .cell.cut").count() == 15

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 schemathesis = pytest.importorskip("schemathesis")
 openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
@@ -19,9 +20,14 @@ def api(server):
     return schemathesis.openapi.from_url(server.url + "/openapi.json")
 
 
-everything = schemathesis.pytest.from_fixture("api")
-SLOW = hypothesis.settings(max_examples=400)
-FAST = hypothesis.settings(max_examples=8)
+OPERATIONS = [
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+]
 
 
 def shorten(body):
@@ -54,17 +60,35 @@ def try_it(case):
     )
 
 
-@everything.parametrize()
-@FAST
-def test_no_request_breaks_the_server(case):
-    try_it(case)
+def attack(api, method, path, examples):
+    """Requests that the OpenAPI allows, and such as it does not."""
+    operation = api[path][method]
+    cases = st.one_of(
+        operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode
+    )
+
+    @hypothesis.settings(max_examples=examples, suppress_health_check=hypothesis.HealthCheck)
+    @hypothesis.given(case=cases)
+    def run(case):
+        try_it(case)
+
+    run()
+
+
+def test_all_operations_are_tried(api):
+    there = {(op.ok().method.upper(), op.ok().path) for op in api.get_all_operations()}
+    assert there == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_no_request_breaks_the_server(api, method, path):
+    attack(api, method, path, 25 if method == "POST" else 5)
 
 
 @pytest.mark.slow
-@everything.parametrize()
-@SLOW
-def test_no_request_breaks_the_server_in_the_long_run(case):
-    try_it(case)
+@pytest.mark.parametrize(("method", "path"), OPERATIONS[:4])
+def test_no_request_breaks_the_server_in_the_long_run(api, method, path):
+    attack(api, method, path, 1000 if method == "POST" else 100)
 
 
 def test_the_server_works_all_the_same(server):

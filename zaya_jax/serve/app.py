@@ -95,7 +95,7 @@ async def _solve(
     request: Request, service: Service, body: schema.ChatRequest, record: Record
 ) -> Response:
     solve = Solve(service, body, record)
-    await solve.begin()
+    await unless_gone(request, solve.begin())
     if body.stream:
         return EventStream(solve.stream(), service.metrics.gone.inc)
     return _json(await unless_gone(request, solve.whole()))

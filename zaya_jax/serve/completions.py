@@ -33,7 +33,7 @@ def prompts_of(value: Any) -> list[str | list[int]]:
       ApiError: none, or something else.
     """
     if isinstance(value, str):
-        return [value]
+        return [_checked(value)]
     if isinstance(value, list) and value:
         if all(type(item) is int for item in value):
             return [value]
@@ -41,9 +41,20 @@ def prompts_of(value: Any) -> list[str | list[int]]:
         lists = all(
             isinstance(item, list) and item and all(type(i) is int for i in item) for item in value
         )
-        if texts or lists:
+        if texts:
+            return [_checked(item) for item in value]
+        if lists:
             return list(value)
     raise ApiError(400, f"prompt: {EXPECTED}", param="prompt")
+
+
+def _checked(text: str) -> str:
+    """A text that is Unicode: JSON can write halves of characters, too."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(400, f"prompt: no Unicode text: {error.reason}", param="prompt") from None
+    return text
 
 
 class Completions:

@@ -19,6 +19,8 @@ KINDS = {
     415: "invalid_request_error",
     429: "rate_limit_error",
 }
+_NAME, _TYPES = re.compile(r"[a-z_0-9]+"), ("str", "int", "float", "bool", "dict", "list")
+"""What may be a field in the path of an error, beside which pydantic names types there, too."""
 _PARAMETER = re.compile(r"([a-z_]+)(?:\[\d+\])?(?: =|:|\.)")
 
 
@@ -76,13 +78,16 @@ def unsupported(param: str, why: str) -> ApiError:
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]], fields: Iterable[str]) -> ApiError:
-    """The first of pydantic's errors about a request's body.
+    """One of pydantic's errors about a request's body: of the first field, the one that says most.
 
     Args:
       errors: as `ValidationError.errors()` gives them, their paths beginning with `body`.
       fields: that a body may have.
     """
-    first = errors[0]
+    # Of a field that may have several types each is complained about: that its type is wrong in
+    # all but one of them.
+    same = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(same, key=lambda e: (not e["type"].endswith("_type"), len(e["loc"])))
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         where = first["loc"][-1]
@@ -90,13 +95,12 @@ def of_validation(errors: Sequence[Mapping[str, Any]], fields: Iterable[str]) ->
     path = [str(part) for part in first["loc"][1:]]
     if not path:
         return ApiError(400, "the body must be a JSON object, sent as application/json")
-    name = ".".join(part for part in path if "[" not in part and not part[0].isupper())
+    name = ".".join(part for part in path if _NAME.fullmatch(part) and part not in _TYPES)
     param = path[0]
     if first["type"] == "extra_forbidden":
-        known = fields if len(path) == 1 else ()
-        more = hint(path[-1], known) if known else ""
-        message = f"unknown parameter {name}{more}"
-        return ApiError(400, message, param=param, code="unknown_parameter")
+        more = hint(path[-1], fields) if len(path) == 1 else ""
+        message = f"unknown parameter {'.'.join(path)}{more}"
+        return ApiError(400, message, param=path[0], code="unknown_parameter")
     message = str(first["msg"])
     message = message.removeprefix("Value error, ")
     if first["type"] == "missing":

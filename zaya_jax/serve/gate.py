@@ -18,15 +18,18 @@ class Gate:
       closed: whether nobody may come in any more.
     """
 
-    def __init__(self, limit: int, rows: int, rejected: Callable[[str], None]):
+    def __init__(
+        self, limit: int, rows: int, rejected: Callable[[str], None], unit: str = "sequences"
+    ):
         """Args:
         limit: sequences under way, computed or waiting.
         rows: sequences that are computed at once: by it, and by how long requests took, the time
           to the next room is guessed.
         rejected: told why, each time that somebody is sent away.
+        unit: what is counted, in messages.
         """
         self.limit, self.inside, self.closed = limit, 0, False
-        self._rows, self._rejected = rows, rejected
+        self._rows, self._rejected, self._unit = rows, rejected, unit
         self._seconds = 1.0  # that a sequence takes: a moving average
 
     @contextmanager
@@ -41,14 +44,14 @@ class Gate:
             raise ApiError(503, "the server is stopping", code="stopping", retry_after=30)
         if count > self.limit:
             self._rejected("too_large")
-            raise ApiError(400, f"{what} needs {count} sequences; the server has {self.limit}")
+            raise ApiError(400, f"{what} needs {count} {self._unit}; the server has {self.limit}")
         if self.inside + count > self.limit:
             self._rejected("queue_full")
             wait = self.retry_after
             raise ApiError(
                 429,
-                f"{self.inside} of {self.limit} sequences are under way and {what} needs {count}: "
-                f"try again in {wait} s",
+                f"{self.inside} of {self.limit} {self._unit} are under way and {what} needs "
+                f"{count}: try again in {wait} s",
                 code="queue_full",
                 retry_after=wait,
             )

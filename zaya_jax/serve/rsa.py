@@ -52,7 +52,9 @@ class Solve:
             raise unsupported("reasoning_effort", "cannot be combined with rsa")
         self._service, self._body, self._record = service, body, record
         self.settings = settings_of(body)
-        self._conversation = self._check()
+        if not service.settings.rsa:
+            raise unsupported("rsa", "this server was started without (--rsa_runs=0)")
+        self._conversation: list[dict[str, str]] = []
         self._envelope = Envelope(service)
         self._room = ExitStack()
         self._loop = asyncio.get_running_loop()
@@ -77,9 +79,10 @@ class Solve:
         """Starts the run.
 
         Raises:
-          ApiError: no room for its rollouts, or too many runs.
+          ApiError: it does not fit the model; no room for its rollouts, or too many runs.
         """
         service = self._service
+        self._conversation = await asyncio.to_thread(self._check)
         self._room.enter_context(service.solving.room(1, "an rsa run"))
         try:
             self._room.enter_context(service.gate.room(self.settings.population, "the rsa run"))

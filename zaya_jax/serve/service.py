@@ -55,7 +55,7 @@ class Service:
         self.worker = Worker(engine, self.metrics.step.observe)
         rows = engine.options.rows
         self.gate = Gate(rows + settings.queue, rows, self.metrics.reject)
-        self.solving = Gate(settings.rsa, max(settings.rsa, 1), self.metrics.reject)
+        self.solving = Gate(settings.rsa, max(settings.rsa, 1), self.metrics.reject, "rsa runs")
         self.solvers = ThreadPoolExecutor(max(settings.rsa, 1), "rsa")
         self.names = Names(self.tokenizer)
         self.created, self.impatient = int(time.time()), False

@@ -46,6 +46,7 @@ class Worker:
         """Args: stepped: told the seconds of every step, in the stepping thread."""
         self.engine, self.ready = engine, False
         self.failure: BaseException | None = None
+        self._ended: ApiError | None = None
         self._stepped = stepped
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sinks: dict[int, Sink] = {}
@@ -127,7 +128,8 @@ class Worker:
             self._loop.call_soon_threadsafe(self.cancel, list(ids))
 
     def end(self, error: ApiError) -> None:
-        """Ends all requests with an error that their clients see."""
+        """Ends all requests with an error that their clients see, and takes no more."""
+        self._ended = error
         for id, sink in list(self._sinks.items()):
             self.cancel([id])
             sink(error)
@@ -136,6 +138,8 @@ class Worker:
         """Raises ApiError unless requests are taken."""
         if self.failure is not None:
             raise ApiError(500, "the engine has failed; the server is about to end")
+        if self._ended is not None:
+            raise self._ended
         if not self.ready:
             raise ApiError(503, "the server is starting", code="starting", retry_after=5)
 

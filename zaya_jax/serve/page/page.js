@@ -185,6 +185,7 @@ const NUMBERS = ['population', 'candidates', 'rounds', 'tail', 'budget', 'final_
 const GLYPHS = { waiting: '·', writing: '▸', finished: '●', cut: '○' };
 let stages = [];       // of the run that is shown: {element, rollouts, shown}
 let selected = null;   // [stage, rollout]
+let lit = [];          // [stage, rollout] whose sources are marked; empty for none
 
 // A preset's numbers; where the model has no room for them, smaller ones of the same kind.
 function preset(name) {
@@ -306,6 +307,7 @@ function close() {
 }
 
 function highlight(number, i) {
+  lit = number === undefined ? [] : [number, i];
   stages.forEach((stage, s) => stage.rollouts.forEach((rollout, r) => {
     const source = s === number - 1 && stages[number].shown[i].includes(r);
     rollout.cell.classList.toggle('source', source);
@@ -327,7 +329,7 @@ function draw() {
     paths.push(path);
   })));
   $('lines').replaceChildren(...paths);
-  if (selected) highlight(...selected);
+  highlight(...lit);
 }
 new ResizeObserver(draw).observe($('stages'));
 
@@ -361,6 +363,7 @@ async function solve(text) {
   await exclusively($('solve'), async signal => {
     stages = [];
     selected = null;
+    lit = [];
     $('stages').replaceChildren();
     $('lines').replaceChildren();
     for (const id of ['how', 'rollout', 'result']) $(id).hidden = true;
