@@ -53,6 +53,7 @@ OPS = (
     "residual_norm",
     "cross_entropy",
     "newton_schulz",
+    "projections",
 )
 
 _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=None)

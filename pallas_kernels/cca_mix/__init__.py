@@ -26,9 +26,21 @@ import jax
 
 from pallas_kernels import dispatch
 from pallas_kernels.cca_mix import reference, triton, xla
-from pallas_kernels.cca_mix.types import State, Weights
+from pallas_kernels.cca_mix.state import decoding, last_state
+from pallas_kernels.cca_mix.types import Cache, Place, State, Weights
 
-__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "State", "Weights", "cca_mix"]
+__all__ = [
+    "Cache",
+    "DECODE",
+    "IMPLEMENTATIONS",
+    "Place",
+    "SUPPORTS",
+    "State",
+    "Weights",
+    "cca_mix",
+    "cca_mix_decode",
+    "last_state",
+]
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "triton": triton.cca_mix,
@@ -36,6 +48,13 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.cca_mix,
 }
 SUPPORTS = {"triton": triton.supports}
+
+# The same mix of one token a row, into a cache.
+DECODE: dict[str, Callable] = {
+    "triton": triton.cca_mix_decode,
+    "xla": decoding(xla.cca_mix),
+    "reference": decoding(reference.cca_mix),
+}
 
 
 def cca_mix(
@@ -86,6 +105,60 @@ def cca_mix(
         sin,
         positions,
         state,
+        norm_dtype=norm_dtype,
+        qk_mean=qk_mean,
+        value_shift=value_shift,
+    )
+
+
+def cca_mix_decode(
+    q: jax.Array,
+    k: jax.Array,
+    v_current: jax.Array,
+    v_delayed: jax.Array,
+    weights: Weights,
+    cos: jax.Array,
+    sin: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    place: Place,
+    *,
+    norm_dtype,
+    qk_mean: bool = True,
+    value_shift: bool = True,
+    implementation: str = "auto",
+) -> tuple[jax.Array, Cache]:
+    """The mix of one token a row (S = 1), which continues from the cache and goes into it.
+
+    `triton` is a single launch that overwrites the cache in place. Only the forward pass is there.
+
+    Args:
+      cache, place: what is remembered, and where the tokens go.
+      others: as of `cca_mix`.
+
+    Returns:
+      q [B, 1, H, C], and the cache with the tokens.
+
+    Raises:
+      ValueError: more than one token a row; as `cca_mix`.
+    """
+    if q.shape[1] != 1:
+        raise ValueError(f"cca_mix_decode: one token a row, not {q.shape[1]}")
+    return dispatch.call(
+        "cca_mix",
+        DECODE,
+        {"triton": triton.supports_decode},
+        implementation,
+        q,
+        k,
+        v_current,
+        v_delayed,
+        weights,
+        cos,
+        sin,
+        positions,
+        cache,
+        place,
         norm_dtype=norm_dtype,
         qk_mean=qk_mean,
         value_shift=value_shift,

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.cca_mix.types import State, Weights
+from pallas_kernels.cca_mix import triton
+from pallas_kernels.cca_mix.types import Cache, Place, State, Weights
 from pallas_kernels.draws import Draws
 from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
@@ -57,7 +58,7 @@ def draw(
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """The mix of a layer, in bfloat16; decoding continues from a state."""
+    """The mix of a layer, in bfloat16; decoding continues from a state and leaves the next one."""
     B, S, size = form.rows, form.queries, ZAYA1_8B
     H, K, C, (K0, K1) = size.heads, size.kv_heads, size.channels, size.conv_kernels
     N, half = (H + K) * C, size.rotary // 2
@@ -72,9 +73,6 @@ def shapes_8b(form: Form) -> dict[str, Call]:
         grouped_bias=shaped(N),
         temperature=shaped(K),
     )
-    state = None
-    if form.decodes:
-        state = State(shaped(B, K0 + K1 - 2, N), shaped(B, K * C // 2))
     args = (
         shaped(B, S, H * C),
         shaped(B, S, K * C),
@@ -84,6 +82,12 @@ def shapes_8b(form: Form) -> dict[str, Call]:
         shaped(B, S, half, dtype=jnp.float32),
         shaped(B, S, half, dtype=jnp.float32),
         shaped(B, S, dtype=jnp.int32),
-        state,
     )
-    return {"": Call(args, {"norm_dtype": jnp.float32})}
+    options = {"norm_dtype": jnp.float32}
+    if not form.decodes:
+        return {"": Call(args, options)}
+    # Of the cache one slot a row is written: a short one, so that its size says as much.
+    slots = shaped(B, K, 1, C)
+    cache = Cache(slots, slots, State(shaped(B, K0 + K1 - 2, N), shaped(B, K * C // 2)))
+    place = Place(shaped(B, dtype=jnp.int32), shaped(B, dtype=jnp.bool_))
+    return {"": Call((*args, cache, place), options, function=triton.cca_mix_decode)}

@@ -98,13 +98,22 @@ class Static:
         most = settings["tokens"] * 2 // self.dtype.itemsize
         return max(MIN_TOKENS, min(most, pl.next_power_of_2(self.T)))
 
-    def call(self, kernel, settings: Mapping[str, int], grid: tuple[int, ...], outputs):
-        """A launch that sees all of its arrays and picks its own part of them."""
+    def call(
+        self,
+        kernel,
+        settings: Mapping[str, int],
+        grid: tuple[int, ...],
+        outputs,
+        in_place: Mapping[int, int] | None = None,
+    ):
+        """A launch that sees all of its arrays and picks its own part of them; `in_place` tells
+        which output takes the place of which operand."""
         return pl.pallas_call(
             kernel,
             grid=grid,
             out_shape=outputs,
             compiler_params=tuned.compiler_params(settings),
+            input_output_aliases=dict(in_place or {}),
             interpret=self.interpret,
         )
 
@@ -167,6 +176,48 @@ class Tile:
         rows = jnp.broadcast_to(self.row[:, None], shape)
         before = jnp.broadcast_to((static.past + self.place - d)[:, None], shape)
         return here + plgpu.load(state_ref.at[rows, before, columns], mask=mask, other=0)
+
+    def load_vector(self, ref) -> jax.Array:
+        """[tokens] of a [T] array, zeros beyond its end."""
+        zero = jnp.zeros((), ref.dtype)
+        return plgpu.load(ref.at[self.index], mask=self.inside, other=zero)
+
+    def of_rows(self, rows: jax.Array) -> Tile:
+        """The same tokens, whose states are those of `rows` [tokens]."""
+        return dataclasses.replace(self, row=rows)
+
+    def put(self, static: Static, to, slot, ref, column, values: jax.Array) -> None:
+        """Channels of keys or values, from `column` of the joined heads on, into a cache."""
+        shape, C = values.shape, static.C
+        rows, slots = (jnp.broadcast_to(x[:, None], shape) for x in (to, slot))
+        channel = jnp.broadcast_to(column % C + jnp.arange(shape[1], dtype=jnp.int32)[None], shape)
+        mask = jnp.broadcast_to(self.inside[:, None], shape)
+        place = ref.at[rows, jnp.full_like(rows, column // C), slots, channel]
+        plgpu.store(place, values.astype(ref.dtype), mask=mask)
+
+    def push(
+        self, static: Static, new_ref, state_ref, to, ref, column, state_column, live: jax.Array
+    ) -> None:
+        """Puts the latents of a head, one token a row, at the end of the rows' states, whose oldest
+        go, and the states to rows `to`; a row that is not `live` keeps its own."""
+        _, columns, inside = self._at(state_column, static.C, None, 0)
+        rows, to = (jnp.broadcast_to(x[:, None], columns.shape) for x in (self.row, to))
+        places = [jnp.full_like(rows, place) for place in range(static.past)]
+        old = [plgpu.load(state_ref.at[rows, at, columns], mask=inside, other=0) for at in places]
+        pushed = [*old[1:], self.load(ref, column, static.C)]
+        for at, before, after in zip(places, old, pushed, strict=True):
+            value = jnp.where(live[:, None], after, before)
+            plgpu.store(new_ref.at[to, at, columns], value, mask=inside)
+
+    def push_value(
+        self, static: Static, new_ref, state_ref, to, ref, column, live: jax.Array
+    ) -> None:
+        """The same for the delayed half of a value."""
+        _, columns, inside = self._at(column, static.C // 2, None, 0)
+        rows, to = (jnp.broadcast_to(x[:, None], columns.shape) for x in (self.row, to))
+        old = plgpu.load(state_ref.at[rows, columns], mask=inside, other=0)
+        value = jnp.where(live[:, None], self.load(ref, column, static.C // 2), old)
+        plgpu.store(new_ref.at[to, columns], value, mask=inside)
 
     def delayed_value(self, static: Static, ref, column, state_ref):
         """[tokens, C / 2] delayed half of the token before, zeros at a document's start."""

@@ -1,5 +1,8 @@
 """The whole mix in one launch for AMD and NVIDIA GPUs, and its backward pass in three.
 
+The launch that decodes also writes the token's key, its value and the state behind it into the
+cache, in place.
+
 A program takes a tile of tokens and one kv head with its group of query heads. Every latent of the
 tile is read from memory once, and so is its mean over the group, which never leaves the registers;
 the convolutions' weights (640 KiB in ZAYA1-8B) stay in the second-level cache. `backward.py` tells
@@ -13,6 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import tuned
 from pallas_kernels.cca_mix import backward, xla
@@ -24,7 +28,7 @@ from pallas_kernels.cca_mix.tiles import (
     rotated,
     row_sums,
 )
-from pallas_kernels.cca_mix.types import State, Weights
+from pallas_kernels.cca_mix.types import Cache, Place, State, Weights
 
 DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 
@@ -53,32 +57,88 @@ def supports(
     return None
 
 
+def supports_decode(
+    q, k, v_current, v_delayed, weights, cos, sin, positions, cache, place, **parts
+) -> str | None:
+    """What a call of `cca_mix_decode` has that the kernel lacks; None if nothing."""
+    lack = supports(q, k, v_current, v_delayed, weights, cos, sin, positions, cache.state, **parts)
+    dtypes = {x.dtype.name for x in jax.tree.leaves(cache)}
+    if lack is None and dtypes != {q.dtype.name}:
+        return f"a cache in the latents' {q.dtype}, not {', '.join(sorted(dtypes))}"
+    if lack is None and weights.past == 0:
+        return "convolutions that read tokens before"
+    return lack
+
+
 def cca_mix(
     q, k, v_current, v_delayed, weights, cos, sin, positions, state=None,
     *, norm_dtype, qk_mean=True, value_shift=True,
 ):  # fmt: skip
     """See the package."""
     del qk_mean, value_shift  # `supports` sees to them
-    static = Static.of(q, k, weights, cos, state, norm_dtype)
-    temperature = weights.temperature
-    weights = jax.tree.map(lambda w: w.astype(q.dtype), weights)._replace(temperature=temperature)
-    if state is not None:
-        state = State(*(x.astype(q.dtype) for x in state))
+    static, weights, state = _prepared(q, k, weights, cos, state, norm_dtype)
     arrays = (q, k, v_current, v_delayed)
     return _mix(static, arrays, weights, cos, sin, positions.astype(jnp.int32), state)
 
 
+def cca_mix_decode(
+    q, k, v_current, v_delayed, weights, cos, sin, positions, cache, place,
+    *, norm_dtype, qk_mean=True, value_shift=True,
+):  # fmt: skip
+    """See the package."""
+    del qk_mean, value_shift  # `supports_decode` sees to them
+    static, weights, state = _prepared(q, k, weights, cos, cache.state, norm_dtype)
+    arrays = (q, k, v_current, v_delayed)
+    places = positions.astype(jnp.int32)
+    q, keys, values, latents, delayed = _launch(
+        static, arrays, weights, cos, sin, places, state, cache, place
+    )
+    return q, Cache(keys, values, State(latents, delayed))
+
+
+def _prepared(q, k, weights: Weights, cos, state: State | None, norm_dtype):
+    static, temperature = Static.of(q, k, weights, cos, state, norm_dtype), weights.temperature
+    weights = jax.tree.map(lambda w: w.astype(q.dtype), weights)._replace(temperature=temperature)
+    if state is not None:
+        state = jax.tree.map(lambda x: x.astype(q.dtype), state)
+    return static, weights, state
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(static: Static, arrays, weights: Weights, cos, sin, positions, state: State | None):
+    return _launch(static, arrays, weights, cos, sin, positions, state)
+
+
+def _launch(
+    static: Static,
+    arrays,
+    weights: Weights,
+    cos,
+    sin,
+    positions,
+    state: State | None,
+    cache: Cache | None = None,
+    place: Place | None = None,
+):
+    """q, k and v; with a cache, for rows of one token, q and the cache's arrays behind it."""
     settings = tuned.settings("cca_mix", "decode" if static.S == 1 else "forward")
     tokens, C, H = static.tokens(settings), static.C, static.H
 
     def cca_mix_forward(q, k, current, delayed, *refs):
         *weight_refs, cos_ref, sin_ref, positions_ref = refs[:8]
-        state_refs, (out_q, out_k, out_v) = refs[8:-3] or (None, None), refs[-3:]
+        state_refs = refs[8:10] if static.with_state else (None, None)
+        out_q, out_k, out_v, *new_state = refs[8 + len(given) :]
         temperature = weight_refs[4]
         group = pl.program_id(1)
         tile = Tile.of(static, pl.program_id(0) * tokens, tokens, positions_ref)
+        put = tile.store
+        if place is not None:
+            slot, live = (tile.load_vector(ref) for ref in refs[12:14])
+            to = tile.row
+            if place.pages is not None:
+                read, to = (tile.load_vector(ref) for ref in refs[14:16])
+                tile = tile.of_rows(read)
+            put = functools.partial(tile.put, static, to, slot)
         dtype = static.norm_dtype
         cosine = tile.load(cos_ref, 0, static.half).astype(dtype)
         sine = tile.load(sin_ref, 0, static.half).astype(dtype)
@@ -89,11 +149,12 @@ def _mix(static: Static, arrays, weights: Weights, cos, sin, positions, state: S
             )
             return [x.astype(dtype) for x in parts]
 
-        def store_normed(ref, column, parts, scale):
+        def store_normed(store, ref, column, parts, scale):
             square = row_sums([x * x for x in parts])
             factor = scale * jax.lax.rsqrt(jnp.maximum(square, static.least_square))
             parts = [x * factor.astype(dtype) for x in parts]
-            tile.store_parts(static, ref, column, rotated(parts, cosine, sine))
+            for (at, _), part in zip(static.parts, rotated(parts, cosine, sine), strict=True):
+                store(ref, column + at, part)
 
         def query_head(g, totals):
             head = group * static.G + g
@@ -103,7 +164,7 @@ def _mix(static: Static, arrays, weights: Weights, cos, sin, positions, state: S
             keys = tile.load_parts(static, k, group * C, dtype)
             means = [(a + b) * 0.5 for a, b in zip(own, keys, strict=True)]
             parts = [a + b for a, b in zip(mixed, means, strict=True)]
-            store_normed(out_q, head * C, parts, C**0.5)
+            store_normed(tile.store, out_q, head * C, parts, C**0.5)
             return tuple(a + b.astype(jnp.float32) for a, b in zip(totals, means, strict=True))
 
         start = tuple(jnp.zeros((tokens, width), jnp.float32) for _, width in static.parts)
@@ -111,22 +172,43 @@ def _mix(static: Static, arrays, weights: Weights, cos, sin, positions, state: S
         means = [(total / static.G).astype(dtype) for total in totals]
         mixed = convolved(k, group * C, H + group)
         parts = [a + b for a, b in zip(mixed, means, strict=True)]
-        store_normed(out_k, group * C, parts, C**0.5 * temperature[group].astype(jnp.float32))
+        scale = C**0.5 * temperature[group].astype(jnp.float32)
+        store_normed(put, out_k, group * C, parts, scale)
 
         half = C // 2
-        tile.store(out_v, group * half, tile.load(current, group * half, half))
+        put(out_v, group * half, tile.load(current, group * half, half))
         values = tile.delayed_value(static, delayed, group * half, state_refs[1])
-        tile.store(out_v, (static.K + group) * half, values)
+        put(out_v, (static.K + group) * half, values)
+
+        if place is not None:
+            if not static.interpret:
+                # The new state takes the old one's place, which all threads have read by now.
+                plgpu.debug_barrier()
+            for i in range(static.G):
+                head = group * static.G + i
+                tile.push(static, new_state[0], state_refs[0], to, q, head * C, head * C, live)
+            tile.push(static, new_state[0], state_refs[0], to, k, group * C, (H + group) * C, live)
+            tile.push_value(static, new_state[1], state_refs[1], to, delayed, group * half, live)
 
     B, dtype = static.T // static.S, static.dtype
     flat = [x.reshape(static.T, -1) for x in (*arrays, cos, sin)]
+    shapes = [(static.T, heads * C) for heads in (H, static.K, static.K)]
+    given: tuple[jax.Array, ...] = state or ()
+    in_place = {}
+    if cache is not None:
+        # Operands 12 to 15 are the state, the keys and the values; results 3, 4, 1 and 2.
+        given = (*given, cache.keys, cache.values, *jax.tree.leaves(place))
+        shapes = [shapes[0], *(x.shape for x in (cache.keys, cache.values, *(state or ())))]
+        in_place = {12: 3, 13: 4, 14: 1, 15: 2}
     outs = static.call(
         cca_mix_forward,
         settings,
         (pl.cdiv(static.T, tokens), static.K),
-        [jax.ShapeDtypeStruct((static.T, heads * C), dtype) for heads in (H, static.K, static.K)],
-    )(*flat[:4], *weights, *flat[4:], positions.reshape(-1), *(state or ()))
-    return tuple(x.reshape(B, static.S, -1, C) for x in outs)
+        [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes],
+        in_place,
+    )(*flat[:4], *weights, *flat[4:], positions.reshape(-1), *given)
+    heads = outs if cache is None else outs[:1]
+    return *(x.reshape(B, static.S, -1, C) for x in heads), *outs[len(heads) :]
 
 
 def _forward(static, *args):

@@ -42,3 +42,30 @@ class State(NamedTuple):
 
     qk: jax.Array
     v_delayed: jax.Array | None
+
+
+class Cache(NamedTuple):
+    """What a layer remembers of its rows, or pages of it (see `Place`).
+
+    keys, values: [B, K, T, C] of the tokens so far.
+    state: after the last of them.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    state: State
+
+
+class Place(NamedTuple):
+    """Where in a cache the new token of each row goes.
+
+    slot: [B] int32, at which of the T.
+    live: [B] bool; of a row that is not, the state stays (what is written elsewhere is never read).
+    pages: (before, after), [B] int32 each, where the cache is a pool, [P, ...] instead of [B, ...]:
+      the page with the row's state, and the one that token and new state are written to. No page is
+      written for one row and read or written for another, except one whose content nobody uses.
+    """
+
+    slot: jax.Array
+    live: jax.Array
+    pages: tuple[jax.Array, jax.Array] | None = None

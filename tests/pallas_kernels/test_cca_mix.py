@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch, interpret, tuned
-from pallas_kernels.cca_mix import IMPLEMENTATIONS, cca_mix, example, reference, triton
+from pallas_kernels.cca_mix import (
+    DECODE,
+    IMPLEMENTATIONS,
+    Cache,
+    Place,
+    State,
+    cca_mix,
+    cca_mix_decode,
+    example,
+    reference,
+    triton,
+)
 from tests.pallas_kernels.agreement import assert_close, evaluate, widened
 
 # Relative to the largest entry. float32: sums of at most 2 C = 32 terms, divided by a length that
@@ -213,23 +224,127 @@ def test_kernel_agrees_with_the_definition(dtype, shape, heads, kernels, with_st
         check("triton", *example.draw(5, jnp.dtype(dtype), **drawn, channels=16))
 
 
-def test_kernel_decodes_as_it_reads_a_row():
-    """Token by token from a state gives what the whole row gives."""
+def one_token(seed, rows, dtype="float32", heads=(2, 1), kernels=(2, 2), room=3):
+    """A token a row and a cache: `(tokens, cache, options)`; the first row rests."""
+    drawn = dict(shape=(rows, 1), heads=heads, kernels=kernels, with_state=True, channels=16)
+    (*tokens, state), options = example.draw(seed, jnp.dtype(dtype), **drawn)
+    shape = (rows, heads[1], room, 16)
+    return tokens, Cache(jnp.full(shape, 3, dtype), jnp.full(shape, 4, dtype), state), options
+
+
+def written(old, new, b, slot):
+    """Row b of a cache after a token [1, K, C] in a slot."""
+    return np.asarray(old[b]).copy() if new is None else np.asarray(old[b].at[:, slot].set(new[0]))
+
+
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+@pytest.mark.parametrize(
+    ("dtype", "rows", "heads", "kernels"),
+    [
+        ("float32", 19, (4, 2), (2, 2)),  # rows that fill no tile
+        ("bfloat16", 3, (3, 3), (1, 3)),
+    ],
+)
+def test_a_token_goes_into_the_cache(implementation, dtype, rows, heads, kernels):
+    """Its key, its value and the state behind it; the mix is the definition's."""
+    tokens, cache, options = one_token(6, rows, dtype, heads, kernels)
+    place = Place(jnp.arange(rows, dtype=jnp.int32) % 3, jnp.arange(rows) > 0)
+    run = jax.jit(lambda *args: DECODE[implementation](*args, **options))
+    q, after = run(*tokens, cache, place)
+    exact = {"norm_dtype": jnp.float32}
+    mix = jax.jit(lambda *args: reference.cca_mix(*args, **exact))
+    expected_q, k, v = mix(*widened((*tokens, cache.state)))
+    assert q.dtype == dtype
+    assert_close(q, expected_q, TOLERANCE[dtype], floor=1)
+    latents = jnp.concatenate([tokens[0], tokens[1]], axis=-1)
+    for b in range(rows):
+        slot, live = int(place.slot[b]), bool(place.live[b])
+        for old, new, token in ((cache.keys, after.keys, k), (cache.values, after.values, v)):
+            wanted = written(old.astype(jnp.float32), token[b], b, slot)
+            assert_close(new[b].astype(jnp.float32), jnp.asarray(wanted), TOLERANCE[dtype], floor=1)
+        pushed = jnp.concatenate([cache.state.qk[b, 1:], latents[b]])
+        np.testing.assert_array_equal(after.state.qk[b], pushed if live else cache.state.qk[b])
+        kept = tokens[3][b, 0] if live else cache.state.v_delayed[b]
+        np.testing.assert_array_equal(after.state.v_delayed[b], kept)
+
+
+@pytest.mark.parametrize("implementation", DECODE)
+def test_pages_are_read_and_written_where_they_lie(implementation):
+    """Row 1 stays in its page, row 2 goes on to another, row 0 rests: page 0 is nobody's."""
+    tokens, cache, options = one_token(8, 3)
+    slot, live = jnp.array([0, 2, 0], jnp.int32), jnp.array([False, True, True])
+    run = jax.jit(lambda *args: DECODE[implementation](*args, **options))
+    expected, after = run(*tokens, cache, Place(slot, live))
+    read, write = jnp.array([0, 4, 2], jnp.int32), jnp.array([0, 4, 5], jnp.int32)
+    pool = jax.tree.map(lambda x: jnp.full((6, *x.shape[1:]), 7, x.dtype).at[read].set(x), cache)
+    found, pool_after = run(*tokens, pool, Place(slot, live, (read, write)))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pool_after.keys[4], after.keys[1])
+    np.testing.assert_array_equal(pool_after.values[5, :, 0], after.values[2, :, 0])
+    untouched = jnp.array([1, 2, 3])
+    for new, old in zip(jax.tree.leaves(pool_after), jax.tree.leaves(pool), strict=True):
+        np.testing.assert_array_equal(new[untouched], old[untouched])
+    for new, one in zip(pool_after.state, after.state, strict=True):
+        np.testing.assert_array_equal(new[write[1:]], one[1:])
+
+
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+def test_decodes_as_it_reads_a_row(implementation):
+    """Token by token, each from the cache that the one before wrote, gives what a row gives."""
     (q, k, current, delayed, weights, cos, sin, positions, _), options = example.draw(
         0, jnp.float32, shape=(2, 5), heads=(2, 1), channels=16
     )
-    run = jax.jit(lambda *args: triton.cca_mix(*args, **options))
-    whole = run(q, k, current, delayed, weights, cos, sin, positions)
+    whole_q, whole_k, whole_v = jax.jit(lambda *args: reference.cca_mix(*args, **options))(
+        q, k, current, delayed, weights, cos, sin, positions
+    )
     past = weights.depthwise.shape[0] + weights.grouped.shape[0] - 2
-    latents = jnp.pad(jnp.concatenate([q, k], -1), ((0, 0), (past, 0), (0, 0)))
-    values = jnp.pad(delayed, ((0, 0), (1, 0), (0, 0)))
+    width = q.shape[-1] + k.shape[-1]
+    state = State(jnp.zeros((2, past, width)), jnp.zeros((2, delayed.shape[-1])))
+    cache = Cache(*(jnp.zeros((2, 1, 5, 16)) for _ in range(2)), state)
+    run = jax.jit(lambda *args: DECODE[implementation](*args, **options))
     for t in range(5):
-        state = example.State(latents[:, t : t + past], values[:, t])
         now = [x[:, t : t + 1] for x in (q, k, current, delayed)]
         tables = [x[:, t : t + 1] for x in (cos, sin, positions)]
-        step = run(*now, weights, *tables, state)
-        for found, expected in zip(step, whole, strict=True):
-            np.testing.assert_allclose(found[:, 0], expected[:, t], atol=1e-5)
+        place = Place(jnp.full(2, t, jnp.int32), jnp.ones(2, bool))
+        found, cache = run(*now, weights, *tables, cache, place)
+        np.testing.assert_allclose(found[:, 0], whole_q[:, t], atol=1e-5)
+    np.testing.assert_allclose(cache.keys.swapaxes(1, 2), whole_k, atol=1e-5)
+    np.testing.assert_allclose(cache.values.swapaxes(1, 2), whole_v, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_token_and_its_cache_are_one_launch_in_place(platform, paged, monkeypatch):
+    monkeypatch.delenv(interpret.VARIABLE)
+    (*tokens, state), options = example.draw(0, jnp.bfloat16, shape=(8, 1), with_state=True)
+    cache = Cache(*(jnp.zeros((8, 2, 4, 64), jnp.bfloat16) for _ in range(2)), state)
+    rows = jnp.zeros(8, jnp.int32)
+    place = Place(rows, jnp.ones(8, bool), (rows, rows) if paged else None)
+    with dispatch.compiling_for(platform):
+        run = jax.jit(lambda *args: cca_mix_decode(*args, **options))
+        text = run.trace(*tokens, cache, place).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("gpu$xla.gpu.triton") == 1
+    assert text.count("output_operand_alias<") == 4
+    lines = [line for line in text.splitlines() if "stablehlo." in line]
+    done = {line.split("stablehlo.")[1].split(" ")[0] for line in lines}
+    assert done <= {"custom_call", "reshape"}, done
+
+
+def test_says_what_decoding_lacks():
+    tokens, cache, options = one_token(0, 2)
+    place = Place(jnp.zeros(2, jnp.int32), jnp.ones(2, bool))
+    with pytest.raises(ValueError, match="one token a row, not 19"):
+        args, _ = example.draw(0, jnp.float32)
+        cca_mix_decode(*args[:8], cache, place, **options)
+    wide = jax.tree.map(lambda x: x.astype(jnp.bfloat16), cache)
+    lack = triton.supports_decode(*tokens, wide, place, **options)
+    assert lack == "0, 32, 64, ... rotated channels up to 16, not 8"
+    (*tokens, state), options = example.draw(0, jnp.float32, shape=(2, 1), with_state=True)
+    cache = Cache(*(jnp.zeros((2, 2, 4, 64)) for _ in range(2)), state)
+    assert triton.supports_decode(*tokens, cache, place, **options) is None
+    half = cache._replace(keys=cache.keys.astype(jnp.bfloat16))
+    lack = triton.supports_decode(*tokens, half, place, **options)
+    assert lack == "a cache in the latents' float32, not bfloat16, float32"
 
 
 @pytest.mark.parametrize("implementation", ["triton", "xla"])

@@ -60,6 +60,7 @@ class Router:
 class Ops:
     """Implementation of each op, by name; `auto` takes the fastest of the platform."""
 
+    projections: str = "auto"  # of a token that is decoded; else they are one matmul of XLA's
     cca_mix: str = "auto"
     attention: str = "auto"
     decode_attention: str = "auto"

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.cca_mix import State
+from pallas_kernels.cca_mix import State, last_state
 from zaya_jax.config import Model
+
+__all__ = ["LayerCache", "append", "keys_and_values", "last_state"]
 
 
 class LayerCache(NamedTuple):
@@ -52,23 +54,3 @@ def append(cache: LayerCache, k: jax.Array, v: jax.Array, at: jax.Array) -> Laye
         return jax.vmap(put)(old, new, at)
 
     return cache._replace(k=write(cache.k, k), v=write(cache.v, v))
-
-
-def last_state(before: State, qk: jax.Array, v_delayed: jax.Array, counts: jax.Array) -> State:
-    """The CCA state after the first `counts` of S new tokens of each row.
-
-    Args:
-      before: state in front of the new tokens.
-      qk: [B, S, N] latents before the convolutions.
-      v_delayed: [B, S, K * C / 2].
-      counts: [B] int32, 0..S; a row with 0 keeps its state.
-    """
-    past = before.qk.shape[1]
-    row = jnp.concatenate([before.qk, qk.astype(before.qk.dtype)], axis=1)
-    take = lambda r, n: jax.lax.dynamic_slice_in_dim(r, n, past)  # noqa: E731
-    latents = jax.vmap(take)(row, counts)
-    if before.v_delayed is None:
-        return State(latents, None)
-    values = jnp.concatenate([before.v_delayed[:, None], v_delayed.astype(row.dtype)], axis=1)
-    value = jnp.take_along_axis(values, counts[:, None, None], axis=1)[:, 0]
-    return State(latents, value)

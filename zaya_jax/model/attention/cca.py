@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.cca_mix import State, Weights, cca_mix
+from pallas_kernels.cca_mix import Cache, Place, State, Weights, cca_mix, cca_mix_decode
+from pallas_kernels.projections import projections
 from zaya_jax.config import Model
 from zaya_jax.model.attention import paged
 from zaya_jax.model.attention.base import Attention, Tokens, project
@@ -68,7 +69,8 @@ class CCA(Attention):
     ) -> tuple[jax.Array, LayerCache | None]:
         """Args: x [B, S, D] normed; returns [B, S, D] and the updated cache."""
         a = self.model.attention
-        q, k, v_current, v_delayed = project(x, self.q, self.k, self.v_current, self.v_delayed)
+        decodes = cache is not None and x.shape[1] == 1
+        q, k, v_current, v_delayed = self.latents(x, decodes)
 
         def part(name: str) -> jax.Array | None:
             variable = getattr(self, name, None)
@@ -81,13 +83,16 @@ class CCA(Attention):
             part("conv_grouped_bias"),
             self.temperature[...],
         )
-        state = None if cache is None else cache.state
-        if cache is not None and cache.table is not None:
-            assert tokens.lengths is not None
-            state = paged.state_before(cache, tokens.lengths)
-
-        def mix(q, k, v_current, v_delayed, cos, sin, positions, state):
-            return cca_mix(
+        options = dict(
+            norm_dtype=self.numerics.dtype("qk_mean_norm"),
+            qk_mean=a.qk_mean,
+            value_shift=a.value_shift,
+            implementation=self.model.ops.cca_mix,
+        )
+        cos, sin = self.rope(tokens.positions)
+        if cache is not None and decodes:
+            before, place = _before(cache, tokens)
+            mixed_q, after = cca_mix_decode(
                 q,
                 k,
                 v_current,
@@ -95,20 +100,26 @@ class CCA(Attention):
                 weights,
                 cos,
                 sin,
-                positions,
-                state,
-                norm_dtype=self.numerics.dtype("qk_mean_norm"),
-                qk_mean=a.qk_mean,
-                value_shift=a.value_shift,
-                implementation=self.model.ops.cca_mix,
+                tokens.positions,
+                before,
+                place,
+                **options,
+            )
+            cache = cache._replace(k=after.keys, v=after.values, state=after.state)
+            return self.attend_newest(mixed_q, tokens, cache), cache
+
+        state = None if cache is None else cache.state
+        if cache is not None and cache.table is not None:
+            assert tokens.lengths is not None
+            state = paged.state_before(cache, tokens.lengths)
+
+        def mix(q, k, v_current, v_delayed, cos, sin, positions, state):
+            return cca_mix(
+                q, k, v_current, v_delayed, weights, cos, sin, positions, state, **options
             )
 
         mixed_q, mixed_k, v = tokens.shard.mix(
-            mix,
-            weights.past,
-            (q, k, v_current, v_delayed),
-            (*self.rope(tokens.positions), tokens.positions),
-            state,
+            mix, weights.past, (q, k, v_current, v_delayed), (cos, sin, tokens.positions), state
         )
         if cache is not None and cache.table is not None:
             assert state is not None and tokens.lengths is not None and tokens.live is not None
@@ -123,6 +134,21 @@ class CCA(Attention):
             cache = cache._replace(state=last_state(cache.state, qk, v_delayed, counts))
         return self.attend(mixed_q, mixed_k, v, tokens, cache)
 
+    def latents(self, x: jax.Array, decodes: bool) -> tuple[jax.Array, ...]:
+        """q, k, v_current, v_delayed [B, S, channels] of x; one launch on a GPU that `decodes`."""
+        matrices = (self.q, self.k, self.v_current, self.v_delayed)
+        if not decodes:
+            return tuple(project(x, *matrices))
+        weights = [w[...].astype(x.dtype) for w in matrices]
+        found = projections(x[:, 0], weights, implementation=self.model.ops.projections)
+        return tuple(y[:, None] for y in found)
+
+    def attend_newest(self, q: jax.Array, tokens: Tokens, cache: LayerCache) -> jax.Array:
+        """q [B, 1, H, C] of tokens that the cache holds -> [B, 1, D]."""
+        if cache.table is not None:
+            return self.project_out(self.attend_pages(q, None, None, tokens, cache))
+        return self.project_out(self.attend_cache(q[:, 0], cache.k, cache.v, tokens)[:, None])
+
     @staticmethod
     def empty_cache(model: Model, batch: int, capacity: int) -> LayerCache:
         """Keys and values, the last latents that a convolution reads, the last delayed value."""
@@ -131,3 +157,14 @@ class CCA(Attention):
         latents = jnp.zeros((batch, past, (a.heads + a.kv_heads) * a.head_dim), dtype)
         value = jnp.zeros((batch, a.kv_heads * a.head_dim // 2), dtype) if a.value_shift else None
         return keys_and_values(model, batch, capacity, a.kv_heads, State(latents, value))
+
+
+def _before(cache: LayerCache, tokens: Tokens) -> tuple[Cache, Place]:
+    """What one new token of each row continues from, and where it goes."""
+    assert cache.state is not None and tokens.lengths is not None
+    live = tokens.live
+    live = jnp.ones_like(tokens.positions, bool) if live is None else live
+    place = Place(tokens.lengths, live[:, 0])
+    if cache.table is not None:
+        place = paged.place(cache, tokens.lengths, live)
+    return Cache(cache.k, cache.v, cache.state), place

@@ -19,7 +19,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.cca_mix import State
+from pallas_kernels.cca_mix import Place, State
 from pallas_kernels.decode_attention.reference import plain
 from zaya_jax.model.attention.cache import LayerCache, last_state
 
@@ -63,10 +63,23 @@ def append(
 def state_before(cache: LayerCache, lengths: jax.Array) -> State | None:
     """The CCA state after the first `lengths` tokens of each row: anything where that is none, for
     a token of position 0 reads nothing of it."""
+    page = last_pages(cache, lengths)
+    return jax.tree.map(lambda pool: pool[page], cache.state)
+
+
+def last_pages(cache: LayerCache, lengths: jax.Array) -> jax.Array:
+    """The page [B] that the last of the first `lengths` tokens of each row is in."""
     assert cache.table is not None
     column = jnp.maximum(lengths - 1, 0)[:, None] // cache.k.shape[2]
-    page = jnp.take_along_axis(cache.table, column, axis=1)[:, 0]
-    return jax.tree.map(lambda pool: pool[page], cache.state)
+    return jnp.take_along_axis(cache.table, column, axis=1)[:, 0]
+
+
+def place(cache: LayerCache, lengths: jax.Array, live: jax.Array) -> Place:
+    """Where one new token of each row goes, behind the first `lengths`; live [B, 1]."""
+    assert cache.table is not None
+    room = cache.k.shape[2]
+    after = pages_of(cache.table, lengths, live, room)[:, 0]
+    return Place(lengths % room, live[:, 0], (last_pages(cache, lengths), after))
 
 
 def remember(
