@@ -26,8 +26,9 @@ from zaya_jax.config import (
     Router,
     Train,
 )
-from zaya_jax.config.mesh import AXES, parse
 from zaya_jax.data import Batch
+from zaya_jax.model import functional
+from zaya_jax.muon import scale_by_muon
 from zaya_jax.parallel import context, expert
 from zaya_jax.train import state as train_state
 from zaya_jax.train.checkpoint import Checkpoints
@@ -106,13 +107,20 @@ def _first(these: Experiment):
     return jax.tree.map(np.asarray, train_state.init(these))
 
 
+@functools.cache
+def compiled_step(these: Experiment):
+    """The training step, with its layout."""
+    layout = parallel.layout(these)
+    args = layout.place(first(these)), {}, layout.place_batch(batch(0)), None
+    return make_train_step(these, layout).lower(*args).compile(), layout
+
+
 def train(mesh: str, steps: int, dtype: str, **changes: Any) -> dict[str, Any]:
     """Trains; returns what a run of another mesh must agree with."""
     with precision(dtype):
         these = experiment(mesh, dtype, **changes)
-        layout = parallel.layout(these)
-        state = layout.place(first(these))
-        step, losses, loads = make_train_step(these, layout), [], []
+        step, layout = compiled_step(these)
+        state, losses, loads = layout.place(first(these)), [], []
         for number in range(steps):
             state, metrics = step(state, {}, layout.place_batch(batch(number)), None)
             losses.append(float(metrics.loss))
@@ -139,19 +147,30 @@ def train(mesh: str, steps: int, dtype: str, **changes: Any) -> dict[str, Any]:
         }
 
 
-def compiled(mesh: str, **changes: Any) -> str:
+def compiled(mesh: str, dtype: str, **changes: Any) -> str:
     """The compiled training step as HLO text."""
-    these = experiment(mesh, **changes)
-    layout = parallel.layout(these)
-    state = layout.place(first(these))
-    step = make_train_step(these, layout)
-    return step.lower(state, {}, layout.place_batch(batch(0)), None).compile().as_text()
+    with precision(dtype):
+        return compiled_step(experiment(mesh, dtype, **changes))[0].as_text()
 
 
-def device_ids(mesh: str) -> np.ndarray:
-    """Numbers of the devices, shaped like the mesh, axes in the order of `AXES`."""
-    sizes = parse(mesh)
-    return np.arange(int(np.prod(list(sizes.values())))).reshape([sizes[axis] for axis in AXES])
+def orthogonalized(mesh: str) -> dict[str, float]:
+    """The largest difference that dividing makes to Muon's updates, by path."""
+    with precision("float64"):
+        these = experiment(mesh, "float64")
+        layout = parallel.layout(these)
+        declared = functional.declarations(these.model)
+        matrices = {
+            path: np.random.default_rng(i).normal(size=d.shape)
+            for i, (path, d) in enumerate(declared.items())
+            if path.startswith("stacks") and d.group == "matrix"
+        }
+        results = []
+        for at in (parallel.ONE_DEVICE, layout):
+            rule = scale_by_muon(these.optim.muon, run=at.matrices)
+            state = at.place(rule.init(matrices))
+            updates = jax.jit(rule.update)(at.place(matrices), state)[0]
+            results.append(jax.tree.map(np.asarray, updates))
+        return {p: float(np.max(np.abs(results[1][p] - results[0][p]))) for p in matrices}
 
 
 def mistake(mesh: str, **changes: Any) -> str:
@@ -348,6 +367,6 @@ def _leaves(tree):
 
 
 def launch(arguments: list[str]) -> tuple[int, str]:
-    """Status and errors of `launch.py ARGUMENTS`, in this process."""
+    """Status of `launch.py ARGUMENTS` in this process, and what it tells of its progress."""
     with contextlib.redirect_stderr(io.StringIO()) as errors:
         return cli.main(arguments), errors.getvalue()

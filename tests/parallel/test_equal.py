@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from zaya_jax.config import Attention, Router
+
 pytestmark = pytest.mark.xdist_group("mesh")
 
 STEPS = 20
-FAST = ("data=2,fsdp=2,expert=2", "context=2,expert=2")
+ALL_KINDS = "data=2,context=2,expert=2"
 MESHES = (
     "data=8",
     "fsdp=8",
@@ -20,20 +22,23 @@ MESHES = (
     "fsdp=2,expert=4",
     "fsdp=2,context=4",
     "context=2,expert=4",
-    "data=2,context=2,expert=2",
+    "data=2,fsdp=2,expert=2",
     "fsdp=2,context=2,expert=2",
+    ALL_KINDS,
 )
+QUICK = {"optim": {"kind": "adamw"}}
+"""Half as much to compile; Muon on a mesh has a test of its own."""
 
 
 @pytest.fixture(scope="session")
 def one_device(on_devices):
-    """Results of one device, by precision."""
+    """`one_device(steps, dtype, **changes)`: what the first device alone comes to."""
     found = {}
 
-    def get(dtype, steps, **changes):
-        key = dtype, steps, repr(changes)
+    def get(**arguments):
+        key = repr(arguments)
         if key not in found:
-            found[key] = on_devices("train", mesh="", steps=steps, dtype=dtype, **changes)
+            found[key] = on_devices("train", mesh="", **arguments)
         return found[key]
 
     return get
@@ -58,21 +63,25 @@ def assert_same(found, wanted, tolerance):
         np.testing.assert_allclose(found["state"][name], value, rtol=0, atol=bound, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "mesh", [*FAST, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES)]
-)
+def test_steps_in_float64_are_those_of_one_device(on_devices, one_device):
+    these = {"steps": 5, "dtype": "float64", **QUICK}
+    assert_same(on_devices("train", mesh=ALL_KINDS, **these), one_device(**these), 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
 def test_twenty_steps_in_float64_are_those_of_one_device(on_devices, one_device, mesh):
-    wanted = one_device("float64", STEPS)
-    found = on_devices("train", mesh=mesh, steps=STEPS, dtype="float64")
-    assert_same(found, wanted, 1e-9)
+    these = {"steps": STEPS, "dtype": "float64"}
+    wanted = one_device(**these)
+    assert_same(on_devices("train", mesh=mesh, **these), wanted, 1e-9)
     assert len({tuple(load.ravel()) for load in wanted["loads"]}) > 1  # loads did change
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [*FAST, *MESHES])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_float32_stays_close(on_devices, one_device, mesh):
-    wanted = one_device("float32", STEPS)
-    found = on_devices("train", mesh=mesh, steps=STEPS, dtype="float32")
+    these = {"steps": STEPS, "dtype": "float32"}
+    wanted, found = one_device(**these), on_devices("train", mesh=mesh, **these)
     assert found["losses"][0] == pytest.approx(wanted["losses"][0], rel=1e-5)
     np.testing.assert_allclose(found["losses"], wanted["losses"], atol=1e-4)
 
@@ -82,33 +91,44 @@ def test_float32_stays_close(on_devices, one_device, mesh):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train": {"microbatches": 2, "batch_size": 16}},
-        {"optim": {"kind": "adamw"}},
+        {"train": {"microbatches": 2}},
         {"model": {"layers": "unroll", "remat": "none"}},
         {"parallel": {"room": 0.25}},
     ],
-    ids=["microbatches", "adamw", "unrolled", "many turns"],
+    ids=["microbatches", "unrolled", "many turns"],
 )
 def test_however_it_is_computed(on_devices, one_device, mesh, changes):
-    wanted = one_device("float64", 4, **changes)
-    assert_same(on_devices("train", mesh=mesh, steps=4, dtype="float64", **changes), wanted, 1e-9)
+    these = {"steps": 4, "dtype": "float64", **QUICK, **changes}
+    assert_same(on_devices("train", mesh=mesh, **these), one_device(**these), 1e-9)
 
 
 @pytest.mark.slow
 def test_top_2_with_the_skip_class_passing_through(on_devices, one_device):
-    from zaya_jax.config import Router
-
-    changes = {"model": {"router": Router(experts=8, width=16, top_k=2, skip="passthrough")}}
-    wanted = one_device("float64", 4, **changes)
-    found = on_devices("train", mesh="data=2,expert=4", steps=4, dtype="float64", **changes)
-    assert_same(found, wanted, 1e-9)
+    router = Router(experts=8, width=16, top_k=2, skip="passthrough")
+    these = {"steps": 4, "dtype": "float64", "model": {"router": router}, **QUICK}
+    assert_same(on_devices("train", mesh="data=2,expert=4", **these), one_device(**these), 1e-9)
 
 
-def test_parameters_and_optimizer_are_divided_at_rest(on_devices, one_device):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gqa", "mla"])
+def test_other_kinds_of_attention_see_whole_rows(on_devices, one_device, kind):
+    attention = Attention(kind=kind, heads=4, kv_heads=2, head_dim=8, kv_rank=16)
+    these = {"steps": 4, "dtype": "float64", "model": {"attention": attention}, **QUICK}
+    assert_same(on_devices("train", mesh="data=2,context=4", **these), one_device(**these), 1e-9)
+
+
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,expert=2"])
+def test_muons_updates_are_those_of_whole_matrices(on_devices, mesh):
+    found = on_devices("orthogonalized", mesh=mesh)
+    assert any("experts" in path for path in found) and max(found.values()) < 1e-12
+
+
+def test_parameters_and_optimizer_are_divided_at_rest(on_devices):
     """ZeRO: no device keeps a whole matrix, its momentum or its moments."""
-    places = on_devices("train", mesh=FAST[0], steps=1, dtype="float64")["places"]
-    whole = {name for name, spec in places.items() if "fsdp" not in spec and "data" not in spec}
-    small = ("step", "cursor", "faults", "biases", "balance", "count", "temperature")
+    these = {"steps": 5, "dtype": "float64", **QUICK}
+    places = on_devices("train", mesh=ALL_KINDS, **these)["places"]
+    whole = {name for name, spec in places.items() if "data" not in spec}
+    small = ("step", "cursor", "faults", "biases", "balance", "count")
     assert all(any(word in name for word in small) for name in whole), sorted(whole)
     experts = [spec for name, spec in places.items() if "gate_up" in name]
     assert experts and all("expert" in spec for spec in experts)

@@ -80,9 +80,11 @@ def test_a_run_goes_on_on_another_mesh(on_devices, settings, tmp_path):
         arguments = ["train", f"--config={settings}", f"--workdir={tmp_path / workdir}", *options]
         return on_devices("launch", arguments=arguments)
 
-    assert launch("one") == (0, "")
-    assert launch("many", "--config.mesh=data=2,expert=2", "--config.train.steps=3") == (0, "")
-    assert launch("many", "--mesh=fsdp=2,context=2") == (0, "")
+    assert launch("one")[0] == 0
+    status, told = launch("many", "--config.mesh=data=2,expert=2", "--config.train.steps=3")
+    assert status == 0 and "mesh: data 2 x expert 2: 4 devices (cpu)" in told
+    status, told = launch("many", "--mesh=fsdp=2,context=2")
+    assert status == 0 and "resuming" in told and "at step 3" in told
     for found, wanted in zip(losses(tmp_path / "many"), losses(tmp_path / "one"), strict=True):
         assert len(found) == len(wanted)
         np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -28,6 +28,13 @@ _CALLED = re.compile(
     r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"  # 'axis_0'=2,'axis_1'=4
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    r" \{([^}]*)\}"  # 'axis_1'
+)
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -159,13 +166,32 @@ def _moved(pairs: list[tuple[str, str]], mesh: Mapping[str, int]) -> tuple[str, 
 
 
 def _replica_groups(line: str) -> list[frozenset[int]]:
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    """The sets of devices, written in one of three ways: of XLA's own mesh, as iota, one by one."""
+    named = _NAMED.search(line)
+    if named:
+        sizes = {axis: int(size) for axis, size in re.findall(r"('\w+')=(\d+)", named[1])}
+        axes = named[4].split(",")
+        if not set(axes) <= set(sizes):  # a part of an axis
+            return []
+        ids = _iota(named[2] or str(math.prod(sizes.values())), named[3])
+        ids = ids.reshape(tuple(sizes.values()))
+        last = [list(sizes).index(axis) for axis in axes]
+        rest = [i for i in range(len(sizes)) if i not in last]
+        rows = ids.transpose(rest + last).reshape(-1, math.prod(sizes[axis] for axis in axes))
+        return [frozenset(row.tolist()) for row in rows]
+    iota = _IOTA.search(line)
     if iota:
-        shape, dims = ([int(n) for n in text.split(",")] for text in (iota[1], iota[2]))
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if iota[3]:
-            ids = ids.transpose([int(n) for n in iota[3].split(",")])
-        return [frozenset(row.tolist()) for row in ids.reshape(shape)]
-    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
+        rows = _iota(iota[2], iota[3]).reshape([int(n) for n in iota[1].split(",")])
+        return [frozenset(row.tolist()) for row in rows]
+    listed = _LISTED.search(line)
     found = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
     return [frozenset(int(n) for n in group.split(",")) for group in found]
+
+
+def _iota(sizes: str, permutation: str | None) -> np.ndarray:
+    """Device numbers `[sizes]T(permutation)`, flat."""
+    dims = [int(n) for n in sizes.split(",")]
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    if permutation:
+        ids = ids.transpose([int(n) for n in permutation.split(",")])
+    return ids.reshape(-1)
