@@ -127,27 +127,75 @@ def test_a_chat_by_keyboard(tab, server):
     assert {url.split("/", 3)[3] for url in tab.asked} == {"", "v1/models", "v1/chat/completions"}
 
 
-def test_reasoning_is_seen_while_it_is_written_and_can_be_stopped(tab):
-    """A tiny model never thinks, so the answer is spoken here as a server would speak it."""
-    events = [{"role": "assistant", "content": ""}, {"reasoning_content": "first this "},
-              {"reasoning_content": "then <i>that</i>"}, {"content": "So: "},
-              {"content": "four"}]  # fmt: skip
+def speak(tab, events, wait):
+    """Has the page hear these events in place of a server; it waits for `go()` before one."""
     tab.evaluate(
-        """events => {
-          const lines = events.map(delta => 'data: ' + JSON.stringify(
-            {choices: [{index: 0, delta, finish_reason: null}]}) + '\\n\\n');
+        """([events, wait]) => {
           window.fetch = async (url, options) => new Response(new ReadableStream({
             async start(controller) {
-              for (const [i, line] of lines.entries()) {
-                if (i === 3) await new Promise(go => { window.go = go; });
+              for (const [i, event] of events.entries()) {
+                if (i === wait) await new Promise(go => { window.go = go; });
+                const line = 'data: ' + JSON.stringify(event) + '\\n\\n';
                 controller.enqueue(new TextEncoder().encode(line));
               }
               options.signal.addEventListener('abort', () =>
                 controller.error(new DOMException('', 'AbortError')));
             }}));
         }""",
-        events,
+        [events, wait],
     )
+
+
+def test_votes_appear_as_they_are_given(tab):
+    """A tiny model gives no answers, so these are told as the server would tell them."""
+
+    def rollout(number, answer, finish="eos"):
+        return {"event": "rollout", "rollout": number, "tokens": 50, "prompt_tokens": 9,
+                "finish": finish, "answer": answer, "tail": "so it is", "cut": True}  # fmt: skip
+
+    def votes(**given):
+        return {"event": "votes", "votes": [
+            {"answer": a.strip("_"), "voters": v, "finished": len(v)} for a, v in given.items()
+        ]}  # fmt: skip
+
+    cost = {"longest_prompt": 99}
+    stage = {"event": "stage", "rollouts": 4, "budget": 64}
+    told = [
+        stage | {"stage": 0, "name": "round 0", "shown": [[]] * 4},
+        {"event": "text", "rollout": 2, "text": "Let me see"},
+        rollout(0, "25"), rollout(1, "24"), rollout(2, None, "length"), rollout(3, "25"),
+        votes(_25=[0, 3], _24=[1]),
+        stage | {"stage": 1, "name": "round 1", "shown": [[0, 1], [1, 2], [0, 3], [2, 3]]},
+        *(rollout(i, "25") for i in range(4)), votes(_25=[0, 1, 2, 3]),
+        {"event": "result", "answer": "25", "decoded": 400, "seed": 1, "costs": [cost, cost]},
+    ]  # fmt: skip
+    tab.click("#tab-rsa")
+    speak(tab, [{"choices": [], "rsa": event} for event in told], wait=7)
+    tab.fill("#problem", "How many primes are below 100?")
+    tab.click("#solve")
+    rows = tab.locator(".votes li")
+    expect(rows).to_have_count(3)
+    assert [" ".join(row.split()) for row in rows.all_inner_texts()] == [
+        "25 2", "24 1", "no answer 1",
+    ]  # fmt: skip
+    widths = [bar.bounding_box()["width"] for bar in rows.locator("i").all()]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.1)
+    assert tab.is_hidden("#result")
+    tab.evaluate("window.go()")
+    expect(tab.locator("#answer")).to_have_text("25")
+    assert tab.locator(".cell.cut").count() == 1 and tab.locator(".cell.finished").count() == 7
+    assert "D(q) = 400" in tab.text_content("#account")
+    tab.locator(".stage").nth(1).locator(".cell").nth(2).hover()
+    assert tab.locator(".cell.source b").all_inner_texts() == ["● 1", "● 4"]
+    look(tab, "votes")
+
+
+def test_reasoning_is_seen_while_it_is_written_and_can_be_stopped(tab):
+    """A tiny model never thinks, so the answer is spoken here as a server would speak it."""
+    events = [{"role": "assistant", "content": ""}, {"reasoning_content": "first this "},
+              {"reasoning_content": "then <i>that</i>"}, {"content": "So: "},
+              {"content": "four"}]  # fmt: skip
+    speak(tab, [{"choices": [{"index": 0, "delta": delta}]} for delta in events], wait=3)
     tab.fill("#question", "2+2?")
     tab.keyboard.press("Enter")
     tab.wait_for_selector(".thought:has-text('then')")

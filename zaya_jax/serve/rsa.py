@@ -68,7 +68,7 @@ class Solve:
         if form is None:
             raise ApiError(400, "rsa: this model has no tokenizer", param="rsa")
         try:
-            conversation = prompts_of(self._body.messages)
+            conversation = conversation_of(self._body.messages)
             prompts.check(conversation)
             capacity(conversation, self.settings, form, service.engine.capacity)
         except ValueError as error:
@@ -317,7 +317,7 @@ def settings_of(body: schema.ChatRequest) -> Settings:
         raise of_user_error(error, "rsa") from error
 
 
-def prompts_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def conversation_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """A conversation of texts.
 
     Raises:
