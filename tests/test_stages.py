@@ -32,7 +32,7 @@ def closed(name: str, start: Model) -> Experiment:
 
 
 def test_every_stage_is_in_this_test():
-    assert {path.stem for path in STAGES.glob("*.py")} == {*CASCADE, *TINY, "sft_lora"}
+    assert {path.stem for path in STAGES.glob("*.py")} == {*CASCADE, *TINY, "sft_lora", "rl_warmup"}
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,12 @@ def test_a_field_that_is_not_there_cannot_be_said():
         config.open_model(no_such_field=1)
     with pytest.raises(TypeError, match="no_such_field"):
         config.open_model(attention={"no_such_field": 1})
+
+
+def test_the_cascades_warm_up_has_the_reports_numbers():
+    found = closed("rl_warmup", frozen("sft_131k").model)
+    assert found.train.steps == 232 and (found.rl.prompts, found.rl.group) == (128, 16)
+    assert (found.rl.max_tokens, found.rl.max_prompt) == (81_920, 4 * 4096 + 4096)
+    assert (found.rl.swap_every, found.rl.staleness, found.rl.buffer) == (2, 2, 2)
+    assert found.optim.muon.momentum == 0 and found.balance.kind == "none"
+    assert sum(weight for _, weight in found.rl.tasks) == pytest.approx(100)

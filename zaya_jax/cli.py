@@ -51,6 +51,14 @@ VERBS: Mapping[str, Verb] = {
             "train --config=experiments/zaya1_tiny.py --config.train.steps=200 --workdir=runs/t",
         ),
     ),
+    "rl": Verb(
+        "zaya_jax.rl.cli",
+        "reinforcement learning: rollouts, rewards and updates of the policy",
+        (
+            "rl --config=experiments/stages/rl_warmup.py --config.train.init_from=runs/sft_131k "
+            "--workdir=runs/rl_warmup",
+        ),
+    ),
     "sweep": Verb(
         "zaya_jax.sweep.cli",
         "search over config fields, or compare arms, with seeds; local or on a Ray cluster",

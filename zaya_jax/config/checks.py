@@ -11,6 +11,7 @@ from typing import Any
 from pallas_kernels import dispatch
 from zaya_jax.config import mesh
 from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, check_kind
+from zaya_jax.config.rl import ADVANTAGES, CENTRES, TRUNCATIONS
 from zaya_jax.config.schema import (
     ALL_TO_ALL,
     BAD_RECORDS,
@@ -76,6 +77,38 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
     yield from mesh.check(experiment)
     yield from _among("parallel.all_to_all", experiment.parallel.all_to_all, ALL_TO_ALL)
     yield from _positive("parallel", experiment.parallel, "room")
+    yield from _check_rl(experiment)
+
+
+def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
+    section = experiment.rl
+    counts = "prompts max_prompt max_tokens concurrent swap_every buffer"
+    counts += " microbatch_tokens microbatch_rows verifier_seconds"
+    yield from _positive("rl", section, counts)
+    if section.group < 2:
+        yield f"rl.group = {section.group}: expected at least 2: a rollout is judged by the others"
+    for name in ("heldout", "staleness"):
+        if getattr(section, name) < 0:
+            yield f"rl.{name} = {getattr(section, name)}: expected at least 0"
+    if not 0 <= section.min_p <= 1:
+        yield f"rl.min_p = {section.min_p}: expected a share from 0 to 1"
+    yield from _among("rl.loss.advantage", section.loss.advantage, ADVANTAGES)
+    yield from _among("rl.loss.truncation", section.loss.truncation, TRUNCATIONS)
+    yield from _among("rl.loss.centre", section.loss.centre, CENTRES)
+    yield from _positive("rl.loss", section.loss, "ratio_cap")
+    for name in ("low", "high"):
+        if not 0 <= getattr(section.loss, name) <= 1:
+            yield f"rl.loss.{name} = {getattr(section.loss, name)}: expected 0 to 1"
+    if not 0 <= section.length.coefficient <= 1:
+        yield f"rl.length.coefficient = {section.length.coefficient}: expected 0 to 1"
+    if section.tasks and section.loss.replay and experiment.model.router.top_k > 1:
+        yield "rl.loss.replay: routes of model.router.top_k = 1 can be replayed, no others"
+    longest = section.max_prompt + section.max_tokens - 1
+    if section.tasks and longest > section.microbatch_tokens:
+        yield (
+            f"rl.microbatch_tokens = {section.microbatch_tokens}: a prompt of rl.max_prompt and a "
+            f"rollout of rl.max_tokens take {longest}"
+        )
 
 
 def _check_data(data: Data) -> typing.Iterator[str]:

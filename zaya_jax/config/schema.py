@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from zaya_jax.config.rl import RL
+
 SKIP_RULES = ("zero", "passthrough", "none")
 NUMERICS = ("training", "reference")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -239,3 +241,4 @@ class Experiment:
     lora: Lora = Lora()
     mesh: str = ""  # devices by axis, e.g. data=4,expert=2; also fsdp, context. Empty: one device
     parallel: Parallel = Parallel()
+    rl: RL = RL()

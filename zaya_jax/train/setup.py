@@ -42,11 +42,11 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
     _check_ids(experiment, prepared.tokenizer)
     workdir.check_data(folder, prepared.info.as_json())
     if not saved.exists():
-        _save_tokenizer(prepared.tokenizer, given, saved)
+        save_tokenizer(prepared.tokenizer, given, saved)
     return prepared
 
 
-def _save_tokenizer(tokenizer: Tokenizer, given: str | None, saved: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, given: str | None, saved: Path) -> None:
     """Keeps the tokenizer with the run: a folder's files as they are, for they say more than we
     read of them (chat templates, whether text opens with a begin-of-sequence token)."""
     from zaya_jax.hf.folder import TOKENIZER_FILES

@@ -1,0 +1,160 @@
+"""A stage of RL, whole: a tiny model that half knows how to copy a digit learns to do it."""
+
+import dataclasses
+import io
+import json
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train.conftest import MODEL
+from zaya_jax.config import Balance, Data, Experiment, Optim, Train
+from zaya_jax.config.rl import RL
+from zaya_jax.errors import UserError
+from zaya_jax.rl import loop, saved
+from zaya_jax.train import metrics
+from zaya_jax.train.loop import train
+from zaya_jax.train.progress import Progress
+from zaya_jax.train.weights import restore_weights
+
+# What the tests share is computed once, in one worker.
+pytestmark = pytest.mark.xdist_group("rl_loop")
+
+
+def quiet() -> Progress:
+    return Progress(4, io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model of a digit's copy that is right half of the time, and tasks about it."""
+    root, rng = tmp_path_factory.mktemp("rl"), random.Random(0)
+    with (root / "sft.jsonl").open("w") as file:
+        for i in range(400):
+            answer = rng.choice([i % 10, rng.randrange(10)])
+            turns = [
+                {"role": "user", "content": f"copy {i % 10}"},
+                {"role": "assistant", "content": f"<answer>{answer}</answer>"},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    with (root / "tasks.jsonl").open("w") as file:
+        for i in range(30):
+            line = {"prompt": f"copy {i % 10}", "answer": str(i % 10), "verifier": "exact"}
+            file.write(json.dumps(line) + "\n")
+    data = Data(
+        source=str(root / "sft.jsonl"),
+        format="chat",
+        packing="best_fit",
+        heldout_fraction=0.1,
+        cache_dir=str(root / "cache"),
+    )
+    sft = Experiment(
+        name="sft",
+        model=dataclasses.replace(MODEL, vocab_size=320, context_length=128),
+        data=data,
+        train=Train(steps=60, batch_size=8, sequence_length=64, eval_every=60, checkpoint_every=60),
+        optim=Optim(learning_rate=1e-2, warmup_steps=5),
+    )
+    train(sft, root / "sft", quiet())
+    return dataclasses.replace(
+        sft,
+        name="rl",
+        train=Train(
+            init_from=str(root / "sft"),
+            steps=4,
+            sequence_length=64,
+            log_every=1,
+            eval_every=4,
+            checkpoint_every=2,
+        ),
+        optim=Optim(learning_rate=5e-4, warmup_steps=0, schedule="constant"),
+        balance=Balance(kind="none"),
+        rl=RL(
+            tasks=((str(root / "tasks.jsonl"), 1.0),),
+            heldout=0,
+            prompts=2,
+            group=6,
+            max_prompt=40,
+            max_tokens=24,
+            concurrent=24,
+            microbatch_tokens=128,
+            verifier_seconds=60.0,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def done(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "rl"
+    return loop.run(start, folder, quiet()), folder
+
+
+def test_a_stage_runs_and_tells_what_happened(done):
+    outcome, folder = done
+    assert outcome.step == 4 and outcome.interrupted is None
+    updates = [record for record in metrics.read(folder) if "loss" in record]
+    assert [record["step"] for record in updates] == [1, 2, 3, 4]
+    for record in updates:
+        assert 0 < record["solve_rate"] < 1 and record["staleness"] <= 2
+        assert record["accepted"] and record["verifier_failures"] == 0
+    groups = [json.loads(line) for line in (folder / loop.ROLLOUTS).read_text().splitlines()]
+    assert len(groups) == 4 and "copy" in groups[0]["prompt"]
+    rewards = {response["reward"] for response in groups[0]["responses"]}
+    assert rewards == {0.0, 1.0}
+
+
+def test_trainer_and_engine_agree_on_what_was_sampled(done):
+    """The first update learns from its own rollouts, whose routes it replays."""
+    first = next(record for record in metrics.read(done[1]) if "loss" in record)
+    assert first["staleness"] == 0 and first["masked"] == 0
+    assert first["kl"] < 1e-8 and first["pearson"] > 1 - 1e-6
+
+
+def test_a_stage_that_died_comes_to_the_same_batches(start, done, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    learn = loop._Stage._learn
+
+    def die(self, groups):
+        learn(self, groups)
+        if self.learner.updates == 3:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Stage, "_learn", die)
+        with pytest.raises(Killed):
+            loop.run(start, tmp_path, quiet())
+    assert saved.read(tmp_path, 2).number > 0
+    assert loop.run(start, tmp_path, quiet()).step == 4
+    for one, other in zip(restore_weights(tmp_path)[1:], restore_weights(done[1])[1:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    numbers = [[r["loss"] for r in metrics.read(f) if "loss" in r] for f in (tmp_path, done[1])]
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: {"train": dataclasses.replace(e.train, init_from=None)}, "train.init_from"),
+        (lambda e: {"rl": dataclasses.replace(e.rl, tasks=())}, "rl.tasks is empty"),
+        (lambda e: {"rl": dataclasses.replace(e.rl, tasks=(("no.jsonl", 1.0),))}, "is no file"),
+        (lambda e: {"rl": dataclasses.replace(e.rl, heldout=1000)}, "lower rl.heldout"),
+    ],
+)
+def test_what_cannot_be_run_is_said(start, tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        loop.run(dataclasses.replace(start, **change(start)), tmp_path, quiet())
+
+
+def test_nothing_to_learn_from_ends_a_stage_with_advice(start, tmp_path, monkeypatch):
+    """Tasks that are always answered wrong have no contrast."""
+    monkeypatch.setattr(loop, "PATIENCE", 2)
+    file = tmp_path / "impossible.jsonl"
+    line = {"prompt": "copy 3", "answer": "no digit", "verifier": "exact"}
+    file.write_text(json.dumps(line) + "\n")
+    hopeless = dataclasses.replace(start.rl, tasks=((str(file), 1.0),))
+    with pytest.raises(UserError, match="all right or all wrong"):
+        loop.run(dataclasses.replace(start, rl=hopeless), tmp_path / "run", quiet())

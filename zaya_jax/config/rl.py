@@ -1,0 +1,57 @@
+"""The fields of a reinforcement-learning stage; docs/rl.md has the equations behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+ADVANTAGES = ("maxrl", "grpo")
+TRUNCATIONS = ("G-1", "G")
+CENTRES = ("shaped", "task")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The policy loss (report IV-B)."""
+
+    advantage: str = "maxrl"  # maxrl | grpo
+    truncation: str = "G-1"  # of maxrl: G-1 | G
+    centre: str = "shaped"  # of maxrl with a length reward: shaped | task
+    trust_region: bool = True  # DPPO's mask
+    low: float = 0.1  # its threshold for tokens that became less likely,
+    high: float = 0.1  # and more likely
+    symmetric: bool = False  # mask whatever is outside, whichever way it is to go
+    ratio_cap: float = 20.0  # of the importance weights
+    replay: bool = True  # routers choose what they chose when the tokens were sampled
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """The length reward (report eq 8 to 10)."""
+
+    coefficient: float = 0.0  # 0: none; the report ramps it to 1
+    tolerance: int = 100  # tokens by which a right answer may be longer than the shortest
+    accuracy_tolerance: float = 0.05  # by which a solve rate may be below the best of its source
+
+
+@dataclasses.dataclass(frozen=True)
+class RL:
+    """What is asked, how answers are sampled, and how they are learnt from."""
+
+    # ((source, weight), ...): reasoning_gym:NAME, reasoning_gym:NAME?{"json": "parameters"}, or a
+    # JSONL file of {prompt, answer, verifier}
+    tasks: tuple[tuple[str, float], ...] = ()
+    heldout: int = 128  # tasks to score on, none of which is trained on
+    prompts: int = 128  # groups of an update
+    group: int = 16  # rollouts of a prompt
+    max_prompt: int = 20_480  # tokens; longer ones are passed over, and counted
+    max_tokens: int = 81_920  # of a rollout
+    min_p: float = 0.0  # of sampling, whose temperature is 1
+    concurrent: int = 256  # rollouts under way at once
+    swap_every: int = 2  # updates after which generation goes on with the new weights
+    staleness: int = 2  # most updates between a token and the policy that learns from it
+    buffer: int = 2  # batches that may wait to be learnt from
+    microbatch_tokens: int = 131_072  # positions of a row; rollouts are packed into rows
+    microbatch_rows: int = 1
+    verifier_seconds: float = 10.0
+    loss: Loss = Loss()
+    length: Length = Length()

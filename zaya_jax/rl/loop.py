@@ -1,0 +1,358 @@
+"""A stage of RL: generation and learning, in flight of each other (PipelineRL, report IV-D).
+
+    while a batch is not full:  the engine steps; finished groups are judged; those that teach wait
+    learn from the batch
+    every `swap_every` updates: the engine goes on with the new weights, in the middle of rollouts
+
+Both take turns in one process, in an order that no clock has a say in. At a checkpoint, and to be
+scored, generation runs dry: what is saved is then the weights, the groups that wait and the number
+of the next task, and a run that was killed comes to the same batches again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax import load
+from zaya_jax.config import Experiment
+from zaya_jax.errors import UserError
+from zaya_jax.infer.engine import Engine, Options, Request
+from zaya_jax.infer.rsa.generator import Chat
+from zaya_jax.infer.sampler import Sampling
+from zaya_jax.model.router import classes
+from zaya_jax.rl import buffer as buffers
+from zaya_jax.rl import gibberish, saved
+from zaya_jax.rl.batch import prepare
+from zaya_jax.rl.buffer import Buffer
+from zaya_jax.rl.generation import Finished, Generation
+from zaya_jax.rl.judging import Judged, judge
+from zaya_jax.rl.learner import Learner
+from zaya_jax.rl.questions import Questions
+from zaya_jax.rl.rewards.interface import Submission
+from zaya_jax.rl.rewards.score import Scorer
+from zaya_jax.rl.rollout import Group, staleness
+from zaya_jax.train import interrupt, setup, start, workdir
+from zaya_jax.train.checkpoint import Checkpoints
+from zaya_jax.train.metrics import Writer
+from zaya_jax.train.progress import Progress, clock
+
+ROLLOUTS = "rollouts.jsonl"
+"""In the run directory: one group of each logged update, to read."""
+PATIENCE = 100
+"""Batches' worth of groups that may pass without one to learn from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      folder: the run directory.
+      step: updates made.
+      accuracy: of the held-out tasks, greedily, by the update at which they were scored.
+      interrupted: the signal that left something undone, if one did.
+    """
+
+    folder: Path
+    step: int
+    accuracy: dict[int, float]
+    interrupted: signal.Signals | None
+
+
+def run(experiment: Experiment, folder: Path | str, progress: Progress | None = None) -> Outcome:
+    """Runs a stage in a run directory, from where it stands to its last update.
+
+    Raises:
+      UserError: no `train.init_from`; what `workdir`, `start`, `Questions`, `Engine` and
+        `Checkpoints` say; or nothing to learn from.
+    """
+    folder, progress = Path(folder), progress or Progress(experiment.train.steps)
+    if experiment.train.init_from is None:
+        raise UserError("train.init_from: RL starts from weights that can answer; name them")
+    with ExitStack() as stack:
+        stack.enter_context(workdir.lock(folder))
+        workdir.claim(experiment, folder)
+        workdir.record_environment(folder)
+        checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment)))
+        stop = stack.enter_context(interrupt.requests())
+        scorer = stack.enter_context(Scorer(seconds=experiment.rl.verifier_seconds))
+        stage = _Stage(experiment, folder, checkpoints, scorer, progress, stop)
+        stack.callback(stage.close)
+        return stage()
+
+
+class _Stage:
+    """One call of `run`, with everything at hand."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        checkpoints: Checkpoints,
+        scorer: Scorer,
+        progress: Progress,
+        stop: interrupt.Request,
+    ):
+        self.experiment, self.folder, self.section = experiment, folder, experiment.rl
+        self.checkpoints, self.scorer = checkpoints, scorer
+        self.progress, self.stop, self.cadence = progress, stop, experiment.train
+        base = start.load_base(experiment, folder, progress.say) if experiment.lora.rank else None
+        frozen = {} if base is None else base.params
+        state = checkpoints.restore()
+        if state is None:
+            state = start.first_state(experiment, progress.say, base)
+            wait = Buffer(self.section.buffer * self.section.prompts, self.section.staleness)
+            there = saved.Progress(wait, 0, {}, {})
+        else:
+            there = saved.read(folder, int(state.step))
+            progress.say(f"resuming {folder} at update {int(state.step):,}")
+        self.buffer, self.best, self.counts = there.buffer, there.best, Counter(there.counts)
+        self.learner = Learner(experiment, self.section, state, frozen)
+        self.questions = Questions(
+            self.section.tasks, heldout=self.section.heldout, seed=self.cadence.seed
+        )
+        self.engine, self.chat = self._open_engine()
+        self.generation = Generation(
+            self.engine,
+            self.chat,
+            self.questions,
+            self.section,
+            seed=self.cadence.seed,
+            number=there.number,
+            updates=self.learner.updates,
+        )
+        self.writer = Writer(folder, self.learner.updates, experiment)
+        self.accuracy: dict[int, float] = {}
+        self.told: set[str] = set()
+        self.told_of = Counter(self.counts)
+        self.clocks = {"generating": 0.0, "learning": 0.0}
+
+    def _open_engine(self) -> tuple[Engine, Chat]:
+        source = load.load(self.cadence.init_from or "")
+        tokenizer = self.folder / workdir.TOKENIZER
+        if not tokenizer.exists():
+            named = load.tokenizer_for(self.experiment)
+            setup.save_tokenizer(source.require_tokenizer(), named, tokenizer)
+        # Copies: an update reuses the memory of the trainer's own.
+        params, biases = jax.tree.map(jnp.copy, self.learner.policy())
+        model = dataclasses.replace(self.experiment.model, layers="unroll", remat="none")
+        loaded = dataclasses.replace(source, model=model, params=params, biases=biases)
+        section = self.section
+        room = min(model.context_length, section.max_prompt + section.max_tokens)
+        options = Options(rows=section.concurrent, capacity=room)
+        return Engine(loaded, options), Chat(loaded)
+
+    def close(self) -> None:
+        """Ends what is open."""
+        self.writer.close()
+
+    def __call__(self) -> Outcome:
+        if self.learner.updates == 0:
+            self._score(0)
+        while self.learner.updates < self.cadence.steps:
+            batch = self._wait_for_batch()
+            if batch is None:
+                self.progress.say(
+                    f"stopped by {self.stop.signal.name if self.stop.signal else 'a signal'}; the "
+                    "same command goes on from the last checkpoint"
+                )
+                break
+            self._learn(batch)
+            self._after_update(self.learner.updates)
+        self.checkpoints.wait()
+        done = self.learner.updates >= self.cadence.steps
+        return Outcome(
+            self.folder, self.learner.updates, self.accuracy, None if done else self.stop.signal
+        )
+
+    def _wait_for_batch(self) -> tuple[Group, ...] | None:
+        """Generates until there is a batch; None if the run was asked to stop."""
+        began, passed = time.monotonic(), 0
+        limit = PATIENCE * self.section.prompts
+        while not self.stop:
+            batch, self.buffer = buffers.take(
+                self.buffer, self.section.prompts, self.learner.updates
+            )
+            if batch is not None:
+                self.clocks["generating"] += time.monotonic() - began
+                return batch
+            passed += self._take_in(self.generation.step())
+            if passed > limit:
+                raise UserError(
+                    f"{passed:,} groups gave no batch of {self.section.prompts} to learn from: "
+                    f"{self.counts['uninformative']:,} so far were all right or all wrong, "
+                    f"{self.buffer.stale:,} grew too old. Take easier or harder rl.tasks, a larger "
+                    "rl.group, or a smaller rl.concurrent"
+                )
+            if self.progress.due():
+                self._show()
+        return None
+
+    def _take_in(self, finished: Sequence[Finished]) -> int:
+        """Judges finished groups and puts those that teach into the buffer; how many there were."""
+        if not finished:
+            return 0
+        judged = judge(finished, self.scorer)
+        self._count(judged)
+        self.buffer = buffers.put(self.buffer, judged.kept)
+        return len(judged.groups)
+
+    def _count(self, judged: Judged) -> None:
+        rewards = np.concatenate([group.rewards for group in judged.groups])
+        rollouts = [rollout for group in judged.groups for rollout in group.rollouts]
+        self.counts["groups"] += len(judged.groups)
+        self.counts["uninformative"] += len(judged.groups) - len(judged.kept)
+        self.counts["rollouts"] += len(rollouts)
+        self.counts["right"] += int((rewards == 1).sum())
+        self.counts["loops"] += judged.loops
+        self.counts["cut"] += sum(rollout.finish == "length" for rollout in rollouts)
+        self.counts["decoded"] += sum(len(rollout.completion) for rollout in rollouts)
+        self.counts["failures"] += sum(judged.failures.values())
+        for kind, message in judged.messages.items():
+            if kind not in self.told:
+                self.told.add(kind)
+                self.progress.say(f"a verifier failed ({kind}): {message}")
+
+    def _learn(self, groups: tuple[Group, ...]) -> None:
+        began, before = time.monotonic(), Counter(self.counts)
+        model, ages = self.experiment.model, [staleness(g, self.learner.updates) for g in groups]
+        batch = prepare(
+            groups,
+            self.best,
+            self.section,
+            layers=model.num_layers,
+            classes=classes(model),
+            pad_id=model.pad_id,
+        )
+        self.best = batch.best
+        record: dict[str, Any] = self.learner.learn(batch)
+        step = self.learner.updates
+        self.clocks["learning"] += time.monotonic() - began
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        since = Counter(self.counts)
+        since.subtract(self.told_of)
+        self.told_of = before
+        seen = max(since["rollouts"], 1)
+        busy = sum(self.clocks.values()) or 1.0
+        record |= {
+            "solve_rate": batch.solve_rate,
+            "reward": since["right"] / seen,
+            "cut": since["cut"] / seen,
+            "length": float(batch.lengths.mean()),
+            "staleness": max(ages),
+            "uninformative": self.counts["uninformative"],
+            "evicted": self.buffer.evicted,
+            "stale": self.buffer.stale,
+            "loops": self.counts["loops"],
+            "verifier_failures": self.counts["failures"],
+            "gibberish": _gibberish(rollouts, model.vocab_size),
+            "microbatches": len(batch.microbatches),
+            "generated_per_second": self.counts["decoded"] / max(self.clocks["generating"], 1e-9),
+            "learning_share": self.clocks["learning"] / busy,
+        }
+        self.writer(step, record)
+        if step % self.cadence.log_every == 0 or step == 1:
+            self._keep_sample(step, groups[0])
+        self._show(record)
+
+    def _after_update(self, step: int) -> None:
+        scoring, saving = (
+            step % every == 0 or step == self.cadence.steps
+            for every in (self.cadence.eval_every, self.cadence.checkpoint_every)
+        )
+        if scoring or saving:
+            self._take_in(self.generation.drain())
+        if scoring or saving or step % self.section.swap_every == 0:
+            self.generation.swap(*self.learner.policy(), step)
+        if scoring:
+            self._score(step)
+        if saving:
+            there = saved.Progress(self.buffer, self.generation.number, self.best, self.counts)
+            saved.write(self.folder, step, there)
+            self.checkpoints.save(self.learner.state)
+
+    def _score(self, step: int) -> None:
+        """Answers the held-out tasks greedily; nothing else is under way."""
+        tasks = self.questions.heldout
+        if not tasks:
+            return
+        began = time.monotonic()
+        prompts = [self.chat.encode([{"role": "user", "content": t.prompt}]) for t in tasks]
+        greedy = Sampling(0.0)
+        results = self.engine.generate(
+            [Request(prompt, self.section.max_tokens, greedy) for prompt in prompts]
+        )
+        submissions = [
+            Submission(
+                self.chat.decode(result), task.answer, task.metadata,
+                self.chat.opens_thinking(prompt),
+            )
+            for task, prompt, result in zip(tasks, prompts, results, strict=True)
+        ]  # fmt: skip
+        scores = self.scorer.score([task.verifier for task in tasks], submissions)
+        accuracy = float(np.mean(np.nan_to_num(scores.rewards)))
+        self.accuracy[step] = accuracy
+        length = float(np.mean([len(result.tokens) for result in results]))
+        self.writer(step, {"heldout_accuracy": accuracy, "heldout_length": length})
+        error = 1.96 * math.sqrt(accuracy * (1 - accuracy) / len(tasks))
+        self.progress.say(
+            f"update {step:,}: {accuracy:.1%} +- {error:.1%} of {len(tasks)} held-out tasks right, "
+            f"{length:.0f} tokens each ({clock(time.monotonic() - began)})"
+        )
+
+    def _keep_sample(self, step: int, group: Group) -> None:
+        tokenizer = self.engine.loaded.require_tokenizer()
+
+        def text(ids: np.ndarray) -> str:
+            """A model may be larger than its tokenizer; what nobody can read is left out."""
+            return tokenizer.decode(ids[ids < tokenizer.vocab_size].tolist(), keep_special=True)
+
+        with (self.folder / ROLLOUTS).open("a") as file:
+            line = {
+                "step": step,
+                "task": group.task,
+                "source": group.source,
+                "prompt": text(group.rollouts[0].prompt),
+                "responses": [
+                    {
+                        "text": text(rollout.completion),
+                        "reward": None if math.isnan(reward) else reward,
+                        "finish": rollout.finish,
+                        "versions": [int(rollout.versions.min()), int(rollout.versions.max())],
+                    }
+                    for rollout, reward in zip(group.rollouts, group.rewards.tolist(), strict=True)
+                ],
+            }
+            file.write(json.dumps(line) + "\n")
+
+    def _show(self, record: dict[str, Any] | None = None) -> None:
+        step, steps = self.learner.updates, self.cadence.steps
+        words = f"update {step:>{len(str(steps))}}/{steps}"
+        if record is not None:
+            words += f"  reward {record['reward']:.3f}  length {record['length']:.0f}"
+        else:
+            words += f"  {len(self.buffer.groups)} of {self.section.prompts} groups"
+        rate = self.counts["decoded"] / max(self.clocks["generating"], 1e-9)
+        self.progress.draw(f"{words}  {rate:,.0f} tokens/s generated")
+
+
+def _gibberish(rollouts: Sequence[Any], vocabulary: int) -> float:
+    """Share of rollouts with a token that is both rare and improbable."""
+    flagged = [
+        gibberish.gibberish(r.completion.tolist(), r.logprobs.tolist(), vocabulary).any()
+        for r in rollouts
+    ]
+    return float(np.mean(flagged))

@@ -1,0 +1,93 @@
+"""Which task comes when: task n of a stage is a function of the config and of n alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zaya_jax.errors import UserError
+from zaya_jax.rl.rewards.interface import Task
+from zaya_jax.rl.rewards.tasks import read_tasks
+
+GYM = "reasoning_gym:"
+_HELDOUT = 1 << 30
+"""Numbers of held-out puzzles start here: a stage never comes so far."""
+
+
+class Questions:
+    """The tasks of a stage, and those that are held out to score on.
+
+    A puzzle without end gives a new one each time; a file's tasks come in an order of their own in
+    each epoch. What is asked in a held-out task is never asked in training.
+
+    Attributes:
+      heldout: tasks to score on, the sources in turn.
+    """
+
+    def __init__(self, sources: Sequence[tuple[str, float]], *, heldout: int, seed: int):
+        """Args:
+          sources: (name, weight), see `zaya_jax.config.rl.RL.tasks`.
+          heldout: how many tasks to hold out.
+          seed: of order and mixture.
+
+        Raises:
+          UserError: no source, a weight that is not above 0, a source that cannot be read, or a
+            file with no task left to train on.
+        """
+        if not sources:
+            raise UserError("rl.tasks is empty: name what to ask, see docs/rl.md")
+        for name, weight in sources:
+            if not 0 < weight < float("inf"):
+                raise UserError(f"rl.tasks: {name} has weight {weight}; expected more than 0")
+        weights = np.array([weight for _, weight in sources], np.float64)
+        self._shares, self._seed = weights / weights.sum(), seed
+        each = [heldout // len(sources) + (i < heldout % len(sources)) for i in range(len(sources))]
+        opened = [_open(name, held, seed) for (name, _), held in zip(sources, each, strict=True)]
+        self._tasks = [source for source, _ in opened]
+        self.heldout: tuple[Task, ...] = tuple(task for _, held in opened for task in held)
+        self._known = {task.prompt for task in self.heldout}
+
+    def __call__(self, number: int) -> Task | None:
+        """Task `number` of the stage; None where that would be a held-out one: ask the next."""
+        draw = np.random.default_rng((self._seed, 0, number)).random()
+        source = int(np.searchsorted(np.cumsum(self._shares), draw, side="right"))
+        task = self._tasks[min(source, len(self._tasks) - 1)](number)
+        return None if task.prompt in self._known else task
+
+
+def _open(name: str, heldout: int, seed: int) -> tuple[Callable[[int], Task], list[Task]]:
+    """A source: from the number of a task to the task, and what it holds out."""
+    if name.startswith(GYM):
+        from zaya_jax.rl.rewards.reasoning_gym import Environment
+
+        environment, _, text = name.removeprefix(GYM).partition("?")
+        try:
+            parameters = json.loads(text or "{}")
+            if not isinstance(parameters, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise UserError(f"rl.tasks: the parameters in {name!r} are no JSON: {error}") from None
+        puzzles = Environment(environment, seed=seed, size=_HELDOUT + heldout + 1, **parameters)
+        return puzzles.task, [puzzles.task(_HELDOUT + i) for i in range(heldout)]
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"rl.tasks: {name!r} is no file, and does not begin with {GYM!r}")
+    tasks = list(read_tasks(path))
+    order = np.random.default_rng((seed, 1)).permutation(len(tasks)).tolist()
+    held, rest = [tasks[i] for i in order[:heldout]], [tasks[i] for i in order[heldout:]]
+    asked = {task.prompt for task in held}
+    rest = [task for task in rest if task.prompt not in asked]
+    if not rest:
+        raise UserError(
+            f"rl.tasks: {name} has {len(tasks)} tasks, and {heldout} are held out: lower rl.heldout"
+        )
+
+    def of_file(number: int) -> Task:
+        epoch, place = divmod(number, len(rest))
+        shuffled = np.random.default_rng((seed, 2, epoch)).permutation(len(rest))
+        return rest[int(shuffled[place])]
+
+    return of_file, held
