@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+SCRIPTS = ("core.js", "chat.js", "rsa.js", "page.js")
 
 
 class Document(NamedTuple):
@@ -24,10 +25,9 @@ def document() -> Document:
     Only they may run: the browser is told their hashes, and to load nothing else. What a model
     writes is set as text by the script, never as HTML.
     """
-    style, script = (HERE / name for name in ("page.css", "page.js"))
-    css, js = style.read_text(encoding="utf-8"), script.read_text(encoding="utf-8")
-    html = (HERE / "page.html").read_text(encoding="utf-8")
-    html = html.replace("/* page.css */", css).replace("/* page.js */", js)
+    css, html = _read("page.css"), _read("page.html")
+    js = "\n".join(map(_read, SCRIPTS))
+    html = html.replace("/* page.css */", css).replace("/* scripts */", js)
     policy = (
         f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -39,6 +39,10 @@ def document() -> Document:
         "Cache-Control": "no-cache",
     }
     return Document(html, headers)
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
