@@ -180,16 +180,17 @@ class _Stage:
 
     def _wait_for_batch(self) -> tuple[Group, ...] | None:
         """Generates until there is a batch; None if the run was asked to stop."""
-        began, passed = time.monotonic(), 0
+        passed = 0
         limit = PATIENCE * self.section.prompts
         while not self.stop:
             batch, self.buffer = buffers.take(
                 self.buffer, self.section.prompts, self.learner.updates
             )
             if batch is not None:
-                self.clocks["generating"] += time.monotonic() - began
                 return batch
+            began = time.monotonic()
             passed += self._take_in(self.generation.step())
+            self.clocks["generating"] += time.monotonic() - began
             if passed > limit:
                 raise UserError(
                     f"{passed:,} groups gave no batch of {self.section.prompts} to learn from: "
