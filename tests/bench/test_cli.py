@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
     ("options", "named"),
     [
         (["--batches=1,x"], "--batches=1,x"),
+        (["--suite=serving", "--clients=0"], "--clients=0"),
+        (["--suite=serving", "--plot=figure.pdf"], "--plot=figure.pdf"),
         (["--what=prefil"], "--what=prefil"),
         (["--config.model.param_dtype=bfloat16"], "model.param_dtype = bfloat16"),
     ],

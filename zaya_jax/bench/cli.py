@@ -1,4 +1,4 @@
-"""`launch.py bench`: speed or bfloat16 drift beside transformers, Muon beside optax."""
+"""`launch.py bench`: speed, serving or bfloat16 drift beside transformers, Muon beside optax."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import importlib
 import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -23,21 +24,27 @@ def define_flags() -> None:
     options.config("experiments/bench.py")
     options.json()
     options.seed()
+    flags.DEFINE_enum("suite", "speed", ["speed", "serving"], "speed is told more by --what")
     flags.DEFINE_enum("against", "transformers", ["transformers"], "the peer")
     flags.DEFINE_list("what", ["prefill", "train", "decode"], f"among {', '.join(WHAT)}")
     flags.DEFINE_integer("pairs", 7, "measurements of each side, taken in turns", lower_bound=1)
     flags.DEFINE_list("batches", ["1", "8", "32"], "batch sizes of decode")
+    flags.DEFINE_list("clients", ["1", "4", "8", "16", "32"], "concurrencies of serving")
+    flags.DEFINE_string("plot", None, "file for the figure of serving, .svg or .png")
     flags.DEFINE_integer("experts", 16, "experts of a layer that muon is timed on", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Prints the tables; see `speed`, `drift` and `muon`."""
+    """Prints the tables; see `speed`, `serving`, `drift` and `muon`."""
+    if FLAGS.suite == "serving":
+        _serving()
+        return None
     unknown = set(FLAGS.what) - set(WHAT)
     if unknown:
         raise UserError(f"--what={','.join(sorted(unknown))}: accepted: {', '.join(WHAT)}")
     speed = {"prefill", "train", "decode"} & set(FLAGS.what)
     versions = _peers(["torch", "transformers"] if set(FLAGS.what) - {"muon"} else ["optax"])
-    batches = _batches()
+    batches = _numbers("batches")
     model = config.freeze(FLAGS.config).model
     if speed:
         _check_comparable(model)
@@ -69,11 +76,38 @@ def _peers(names: Sequence[str]) -> dict[str, str]:
         ) from error
 
 
-def _batches() -> list[int]:
-    wrong = [text for text in FLAGS.batches if not text.strip().isdigit() or int(text) < 1]
-    if wrong or not FLAGS.batches:
-        raise UserError(f"--batches={','.join(FLAGS.batches)}: expected whole numbers above 0")
-    return [int(text) for text in FLAGS.batches]
+def _numbers(flag: str) -> list[int]:
+    """The whole numbers above 0 of a list flag."""
+    texts: list[str] = FLAGS[flag].value or []
+    if not texts or not all(text.strip().isdigit() and int(text) > 0 for text in texts):
+        raise UserError(f"--{flag}={','.join(texts)}: expected whole numbers above 0")
+    return [int(text) for text in texts]
+
+
+def _serving() -> None:
+    clients = _numbers("clients")
+    plot = None if FLAGS.plot is None else Path(FLAGS.plot)
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise UserError(f"--plot={plot}: expected a file that ends in .svg or .png")
+    versions = _peers(["torch", "transformers"])
+    model = config.freeze(FLAGS.config).model
+    _check_comparable(model)
+
+    from zaya_jax.bench import serving
+
+    record: dict[str, Any] = {"machine": _machine(), "versions": versions}
+    print(f"machine: {record['machine']}")
+    lines, prefix, single, compiled = serving.measure(model, FLAGS.seed, clients, FLAGS.pairs)
+    print(serving.show(lines, prefix, single, compiled))
+    if plot is not None:
+        serving.plot(lines, single, plot)
+    record |= {
+        "lines": [dataclasses.asdict(line) for line in lines],
+        "prefix": dataclasses.asdict(prefix),
+        "one_by_one": single,
+        "compiled_after_warm_up": compiled,
+    }
+    options.write_json(record)
 
 
 def _check_comparable(model: config.Model) -> None:
