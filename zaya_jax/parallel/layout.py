@@ -253,6 +253,11 @@ class OnMesh(OneDevice):
         lines = [f"mesh: {sizes}: {self.devices} devices ({kind})"]
         if self.exchange is not None:
             lines.append(f"  tokens travel to their experts by {self.exchange.kind} all-to-all")
+        if self.sizes["fsdp"] > 1 and self.experiment.model.remat == "none":
+            lines.append(
+                "note: model.remat = none keeps the weights that fsdp gathers for the backward "
+                "pass; dots or full gathers them again, and holds a layer's at a time"
+            )
         return lines
 
 
