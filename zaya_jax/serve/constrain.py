@@ -10,6 +10,7 @@ with the think tags as tokens; if the prompt has opened the block, only its end 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from zaya_jax.serve.form import CALL, Form
 from zaya_jax.serve.tools import grammar_of_calls
 
 ANY_TEXT = "/(?s:.*)/"
+_SLASH = re.compile(r"\\.|/", re.DOTALL)
+"""A slash, which would end a pattern in Lark, or what is escaped already."""
 WHITE_SPACE = "\\n?[ ]{0,12}"
 """Between two parts of JSON."""
 
@@ -104,7 +107,9 @@ def _answer(response_format: Any) -> str | None:
         case schema.JsonSchemaFormat():
             return f"%json {json.dumps(bounded(response_format.json_schema.schema_))}"
         case schema.RegexFormat():
-            pattern = response_format.pattern.replace("/", "\\/")
+            pattern = _SLASH.sub(
+                lambda found: "\\/" if found[0] == "/" else found[0], response_format.pattern
+            )
             if "\n" in pattern:
                 raise ApiError(400, "response_format: write a line end as \\n", param="pattern")
             return f"/{pattern}/"
