@@ -12,12 +12,21 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.grouped_matmul import reference, triton, xla
+from pallas_kernels.grouped_matmul import quantized_xla, reference, triton, xla
+from pallas_kernels.quantized import Quantized, forward_only
+
+__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "Quantized", "experts"]
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "triton": triton.experts,
     "xla": xla.experts,
     "reference": reference.experts,
+}
+# The same experts with quantized weights; forward only.
+QUANTIZED: dict[str, Callable] = {
+    "triton": forward_only("experts", triton.experts),
+    "xla": forward_only("experts", quantized_xla.experts),
+    "reference": forward_only("experts", reference.experts),
 }
 SUPPORTS = {"triton": triton.supports}
 
@@ -26,8 +35,8 @@ def experts(
     x: jax.Array,
     index: jax.Array,
     weight: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: jax.Array | Quantized,
+    down: jax.Array | Quantized,
     *,
     implementation: str = "auto",
 ) -> jax.Array:
@@ -41,8 +50,9 @@ def experts(
       x: [T, D] tokens.
       index: [T, k] integer, the experts of a token; outside 0..E-1 contributes zero.
       weight: [T, k] floating, what multiplies each expert's output.
-      gate_up: [E, D, 2F] in the dtype of `x`; the gate's columns come first.
-      down: [E, F, D] in the dtype of `x`.
+      gate_up: [E, D, 2F] in the dtype of `x`, or `Quantized`; the gate's columns come first.
+      down: [E, F, D] in the dtype of `x`, or `Quantized` where gate_up is. With quantized weights
+        there is no backward pass.
       implementation: see `pallas_kernels.dispatch`.
 
     Returns:
@@ -54,10 +64,19 @@ def experts(
     """
     _check(x, index, weight, gate_up, down)
     args = x, index, weight, gate_up, down
-    return dispatch.call("grouped_matmul", IMPLEMENTATIONS, SUPPORTS, implementation, *args)
+    table = QUANTIZED if isinstance(gate_up, Quantized) else IMPLEMENTATIONS
+    return dispatch.call("grouped_matmul", table, SUPPORTS, implementation, *args)
 
 
 def _check(x, index, weight, gate_up, down) -> None:
+    if isinstance(gate_up, Quantized) or isinstance(down, Quantized):
+        for name, given in (("gate_up", gate_up), ("down", down)):
+            if not isinstance(given, Quantized):
+                raise ValueError(
+                    f"experts: {name} is a plain {given.dtype} array and the other is quantized; "
+                    "quantize both"
+                )
+            given.check(f"experts: {name}")
     shapes = (
         f"x {x.shape}, index {index.shape}, weight {weight.shape}, "
         f"gate_up {gate_up.shape}, down {down.shape}"
@@ -77,6 +96,10 @@ def _check(x, index, weight, gate_up, down) -> None:
         )
     if not jnp.issubdtype(index.dtype, jnp.integer):
         raise ValueError(f"experts: index must be integer, got {index.dtype}")
+    if isinstance(gate_up, Quantized):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"experts: x must be floating, got {x.dtype}")
+        return
     if not x.dtype == gate_up.dtype == down.dtype:
         raise ValueError(
             f"experts: x {x.dtype}, gate_up {gate_up.dtype} and down {down.dtype} must share a "

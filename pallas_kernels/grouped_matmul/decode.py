@@ -21,8 +21,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import tuned
-from pallas_kernels.dots import dot
 from pallas_kernels.grouped_matmul.tiles import UNIT, block_of, scaled, swiglu
+from pallas_kernels.grouped_matmul.weights import Matrices
+from pallas_kernels.quantized import Quantized
 
 MOST = 256  # assignments: a program compares its tile's rows with all of them in registers
 
@@ -42,15 +43,16 @@ def experts(
     x: jax.Array,
     index: jax.Array,
     weight: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: jax.Array | Quantized,
+    down: jax.Array | Quantized,
 ) -> jax.Array:
     """See `pallas_kernels.grouped_matmul.experts`; `settings` of a kernel by its name."""
     (tokens, choices), (_, width, hidden) = weight.shape, down.shape
+    into, out_of = Matrices(gate_up), Matrices(down)
 
-    def over_experts(kernel: str, body, arrays, columns: int, contracted: int, skip=None):
+    def over_experts(kernel: str, body, matrices: Matrices, arrays, columns: int, skip=None):
         own = settings(kernel)
-        block, depth = block_of(columns, own["columns"]), block_of(contracted, own["depth"])
+        block, depth = block_of(columns, own["columns"]), matrices.depth(own["depth"])
         return pl.pallas_call(
             _program(body, skip, index.size, choices, gate_up.shape[0], block, depth),
             grid=(columns // block, gate_up.shape[0] + (skip is not None)),
@@ -60,38 +62,30 @@ def experts(
             name=f"experts_{kernel}",
         )(index.reshape(-1), *arrays)
 
-    def decode_gate_up(tile: _Tile, block: int, depth: int, x_ref, weights_ref, h_ref):
-        def add(i, carry):
-            gate, up = carry
-            at = pl.ds(i * depth, depth)
-            rows = x_ref[tile.token, at]
-            gate += dot(rows, weights_ref[tile.expert, at, pl.ds(tile.first, block)])
-            up += dot(rows, weights_ref[tile.expert, at, pl.ds(width + tile.first, block)])
-            return gate, up
-
+    def decode_gate_up(tile: _Tile, block: int, depth: int, x_ref, *refs):
+        weights, [h_ref] = into.split(refs)
+        columns = pl.ds(tile.first, block), pl.ds(width + tile.first, block)
         zeros = jnp.zeros((UNIT, block), jnp.float32)
-        gate, up = lax.fori_loop(0, hidden // depth, add, (zeros, zeros))
+        left = lambda at: x_ref[tile.token, at]  # noqa: E731
+        gate, up = into.products(weights, tile.expert, depth, columns, left, (zeros, zeros))
         h = swiglu(gate.astype(x.dtype), up.astype(x.dtype))
         h_ref[tile.assignment, pl.ds(tile.first, block)] = h
 
-    def decode_down(tile: _Tile, block: int, depth: int, h_ref, weights_ref, weight_ref, y_ref):
+    def decode_down(tile: _Tile, block: int, depth: int, h_ref, *refs):
+        weights, (weight_ref, y_ref) = out_of.split(refs)
         own = pl.ds(tile.first, block)
-
-        def add(i, total):
-            at = pl.ds(i * depth, depth)
-            return total + dot(h_ref[tile.assignment, at], weights_ref[tile.expert, at, own])
-
-        total = jnp.zeros((UNIT, block), jnp.float32)
-        total = lax.fori_loop(0, width // depth, add, total)
+        zeros = jnp.zeros((UNIT, block), jnp.float32)
+        left = lambda at: h_ref[tile.assignment, at]  # noqa: E731
+        [total] = out_of.products(weights, tile.expert, depth, [own], left, [zeros])
         y = scaled(total.astype(x.dtype), weight_ref[tile.assignment])
         y_ref[tile.assignment, own] = y
 
     def skip(tile: _Tile, block: int, depth: int, *refs):
         refs[-1][tile.assignment, pl.ds(tile.first, block)] = jnp.zeros((UNIT, block), x.dtype)
 
-    h = over_experts("decode_gate_up", decode_gate_up, (x, gate_up), width, hidden)
-    arrays = h, down, weight.reshape(-1)
-    y = over_experts("decode_down", decode_down, arrays, hidden, width, skip)
+    h = over_experts("decode_gate_up", decode_gate_up, into, (x, *into.arrays), width)
+    arrays = h, *out_of.arrays, weight.reshape(-1)
+    y = over_experts("decode_down", decode_down, out_of, arrays, hidden, skip)
     return y if choices == 1 else y.reshape(tokens, choices, hidden).sum(1)
 
 

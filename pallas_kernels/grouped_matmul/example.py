@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.draws import Draws
+from pallas_kernels.quantized import KINDS, quantize
 from pallas_kernels.shapes import ZAYA1_8B, Call, Form
 
 
@@ -24,7 +25,11 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """A layer's experts on all tokens of a form, each of which drew one of them or skip."""
+    """A layer's experts on all tokens of a form, each of which drew one of them or skip.
+
+    Where nothing is trained also with quantized weights: int8 and fp8 with a scale a column, int4
+    with one for 128 rows of it.
+    """
     T, sizes = form.tokens, ZAYA1_8B
     E, D, F = sizes.experts, sizes.hidden, sizes.expert_width
     index = np.random.default_rng(0).integers(E + 1, size=(T, sizes.top_k)).astype(np.int32)
@@ -32,4 +37,9 @@ def shapes_8b(form: Form) -> dict[str, Call]:
         jax.ShapeDtypeStruct(shape, jnp.bfloat16)
         for shape in ((T, D), index.shape, (E, D, 2 * F), (E, F, D))
     )
-    return {"": Call((x, index, weight, gate_up, down))}
+    calls = {"": Call((x, index, weight, gate_up, down))}
+    if not form.trains:
+        for kind in KINDS:
+            both = [jax.eval_shape(lambda w, k=kind: quantize(w, k), w) for w in (gate_up, down)]
+            calls[kind] = Call((x, index, weight, *both))
+    return calls

@@ -45,20 +45,15 @@ from pallas_kernels.dots import dot
 from pallas_kernels.grouped_matmul import decode
 from pallas_kernels.grouped_matmul.layout import Layout, lay_out
 from pallas_kernels.grouped_matmul.tiles import UNIT, block_of, scaled, swiglu
+from pallas_kernels.grouped_matmul.weights import Matrices, lacks
+from pallas_kernels.quantized import Quantized
 
 DTYPES = ("bfloat16", "float32")
 # Rows of a tile; few where experts have fewer tokens than that on average.
 ROWS = {"bfloat16": 128, "float32": 64}
 MANY = 64
-KERNELS = (
-    "gate_up",
-    "down",
-    "backward_glu",
-    "backward_rows",
-    "backward_weights",
-    "decode_gate_up",
-    "decode_down",
-)
+FORWARD = ("gate_up", "down", "decode_gate_up", "decode_down")
+BACKWARD = ("backward_glu", "backward_rows", "backward_weights")
 
 
 class _Static(NamedTuple):
@@ -82,17 +77,25 @@ def supports(x, index, weight, gate_up, down) -> str | None:
         return f"hidden and expert widths that are multiples of {UNIT}, not {sizes}"
     if index.size == 0 or gate_up.size == 0:
         return "at least one token and one expert"
-    return None
+    given = [lacks(w) for w in (gate_up, down) if isinstance(w, Quantized)]
+    return next((lack for lack in given if lack is not None), None)
 
 
 def experts(
-    x: jax.Array, index: jax.Array, weight: jax.Array, gate_up: jax.Array, down: jax.Array
+    x: jax.Array,
+    index: jax.Array,
+    weight: jax.Array,
+    gate_up: jax.Array | Quantized,
+    down: jax.Array | Quantized,
 ) -> jax.Array:
     """See `pallas_kernels.grouped_matmul.experts`."""
     suffix = "" if x.dtype == jnp.bfloat16 else f"_{x.dtype.name}"
+    kernels: tuple[str, ...] = FORWARD + BACKWARD
+    if isinstance(gate_up, Quantized):
+        kernels, suffix = FORWARD, suffix or f"_{gate_up.kind}"
     settings = (
         (kernel, tuple(tuned.settings("grouped_matmul", kernel + suffix).items()))
-        for kernel in KERNELS
+        for kernel in kernels
     )
     many = index.size >= MANY * gate_up.shape[0]
     rows = ROWS[x.dtype.name] if many else UNIT
@@ -175,21 +178,17 @@ def _over_tiles(
 
 def _apply(static: _Static, layout: Layout, x, weight, gate_up, down, *, keep: bool):
     """`(y, z)`: the result, and what the backward pass keeps, if it is to `keep` anything."""
-    depth = block_of(x.shape[1], static.of("gate_up")["depth"])
+    matrices = Matrices(gate_up)
+    depth = matrices.depth(static.of("gate_up")["depth"])
     width, padded = down.shape[1], layout.tiles.shape[0] * static.rows
 
-    def body(tile: _Tile, x_ref, weights_ref, h_ref, *z_ref):
-        def add(i, carry):
-            gate, up = carry
-            at = pl.ds(i * depth, depth)
-            rows = x_ref[tile.token, at]
-            gate += dot(rows, weights_ref[tile.expert, at, tile.columns()])
-            up += dot(rows, weights_ref[tile.expert, at, tile.columns(width)])
-            return gate, up
-
+    def body(tile: _Tile, x_ref, *refs):
+        weights, (h_ref, *z_ref) = matrices.split(refs)
+        columns = tile.columns(), tile.columns(width)
         zeros = jnp.zeros((static.rows, tile.block), jnp.float32)
-        gate, up = lax.fori_loop(0, x.shape[1] // depth, add, (zeros, zeros))
-        gate, up = gate.astype(x.dtype), up.astype(x.dtype)
+        left = lambda at: x_ref[tile.token, at]  # noqa: E731
+        found = matrices.products(weights, tile.expert, depth, columns, left, (zeros, zeros))
+        gate, up = (total.astype(x.dtype) for total in found)
         for ref in z_ref:
             ref[tile.padded, tile.columns()] = gate
             ref[tile.padded, tile.columns(width)] = up
@@ -201,7 +200,7 @@ def _apply(static: _Static, layout: Layout, x, weight, gate_up, down, *, keep: b
         layout,
         "gate_up",
         body,
-        (x, gate_up),
+        (x, *matrices.arrays),
         shapes,
         columns=width,
         choices=weight.shape[1],
@@ -221,32 +220,30 @@ def _to_tokens(
       weight: [T, k] what multiplies rows of the result, unless `transposed`.
     """
     tokens, choices = weight.shape
-    depth = block_of(rows.shape[1], static.of(kernel)["depth"])
+    matrices = Matrices(weights, transposed)
+    depth = matrices.depth(static.of(kernel)["depth"])
     width = weights.shape[1 if transposed else 2]
 
-    def body(tile: _Tile, rows_ref, weights_ref, weight_ref, out_ref):
-        def add(i, total):
-            at = pl.ds(i * depth, depth)
-            place = (tile.columns(), at) if transposed else (at, tile.columns())
-            part = weights_ref[tile.expert, *place]
-            return total + dot(rows_ref[tile.padded, at], part, 1, 1 if transposed else 0)
-
-        total = jnp.zeros((static.rows, tile.block), jnp.float32)
-        out = lax.fori_loop(0, rows.shape[1] // depth, add, total).astype(rows.dtype)
+    def body(tile: _Tile, rows_ref, *refs):
+        own, (weight_ref, out_ref) = matrices.split(refs)
+        zeros = jnp.zeros((static.rows, tile.block), jnp.float32)
+        left = lambda at: rows_ref[tile.padded, at]  # noqa: E731
+        [total] = matrices.products(own, tile.expert, depth, [tile.columns()], left, [zeros])
+        out = total.astype(rows.dtype)
         if not transposed:
             out = scaled(out, weight_ref[tile.assignment])
         out_ref[tile.assignment, tile.columns()] = out
 
-    def skip(tile: _Tile, rows_ref, weights_ref, weight_ref, out_ref):
+    def skip(tile: _Tile, *refs):
         zeros = jnp.zeros((static.rows, tile.block), rows.dtype)
-        out_ref[tile.assignment, tile.columns()] = zeros
+        refs[-1][tile.assignment, tile.columns()] = zeros
 
     [out] = _over_tiles(
         static,
         layout,
         kernel,
         body,
-        (rows, weights, weight.reshape(-1)),
+        (rows, *matrices.arrays, weight.reshape(-1)),
         [jax.ShapeDtypeStruct((tokens * choices, width), rows.dtype)],
         columns=width,
         choices=choices,
