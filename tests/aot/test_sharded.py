@@ -1,0 +1,61 @@
+"""The training step on a mesh of GPUs that are not there: its kernels, and what it sends."""
+
+from __future__ import annotations
+
+import pytest
+
+from zaya_jax import config
+from zaya_jax.aot import Job
+from zaya_jax.aot.collectives import collectives
+from zaya_jax.config import Experiment, Model, Train
+from zaya_jax.config.mesh import parse, row_shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
+
+MESHES = {
+    8: "data=2,context=2,expert=2",
+    64: "data=4,fsdp=2,context=2,expert=4",
+    512: "data=16,fsdp=2,context=2,expert=8",
+}
+TOKENS, VOCABULARY = 4096, 16_384
+KERNELS = ("cca_mix", "attention", "router", "experts", "residual_norm", "cross_entropy")
+
+
+def job(devices: int) -> tuple[Job, dict[str, int]]:
+    """Two layers of the 8B's width, on a row of 4,096 tokens for each part of a batch."""
+    sizes = parse(MESHES[devices])
+    model = Model(
+        num_layers=2,
+        vocab_size=VOCABULARY,
+        context_length=TOKENS,
+        activation_dtype="bfloat16",
+        remat="full",
+    )
+    train = Train(batch_size=row_shards(sizes), sequence_length=TOKENS)
+    experiment = Experiment(name="sharded", model=model, train=train)
+    arguments = {"experiment": config.to_dict(experiment)}
+    return (
+        Job("zaya_jax.aot.sharded:training", arguments, mesh=sizes, want_hlo=True),
+        sizes,
+    )
+
+
+@pytest.mark.parametrize("devices", list(MESHES))
+def test_a_step_on_many_gpus(compiler, devices):
+    program, sizes = job(devices)
+    report = compiler.compile(program)
+    assert report.ok, report.error
+    assert not [line for line in report.warnings if "rematerialization" in line]
+    names = {kernel.name for kernel in report.kernels}
+    for kernel in KERNELS:
+        assert any(kernel in name or kernel == "experts" and "grouped" in name for name in names)
+    found = collectives(report.hlo, sizes)
+    tokens = [one for one in found if "all-to-all" in one.kind and one.axes == ("expert",)]
+    assert tokens, "tokens do not travel over expert"
+    halos = [one for one in found if one.kind == "collective-permute"]
+    assert any(one.axes == ("context",) for one in halos)
+    experts = {16, 16 // sizes["expert"]}
+    for one in found:  # experts' matrices stay: [E, D, 2F] and [E, F, D], also in stacks
+        if one.kind == "all-gather" and "expert" in one.axes:
+            for _, shape in one.shapes:
+                assert not (len(shape) >= 3 and experts & {*shape[:-2]} and shape[-2] == 2048), one
