@@ -70,11 +70,11 @@ def test_the_kinds_of_the_page_train_through_the_command_line(
     told = "".join(capsys.readouterr())
     assert "my_attention:Plain with" in told and "(my_router:cosine, top-1" in told
     assert "balance: my_balance:deadband" in told
-    assert re.search(r"a token costs [\d.]+ MFLOPs to train on, and 512 bytes of keys", told)
+    assert re.search(r"a token costs [\d.]+ MFLOPs to train on, and 256 bytes of keys", told)
 
     # What was trained is found again from the run's own config, and has moved.
     opened = load.load(run)
-    sharpness = np.asarray(opened.params["layers.1.router.sharpness"])
+    sharpness = np.asarray(opened.params["layers.0.router.sharpness"])
     assert sharpness.shape == (5,) and np.isfinite(sharpness).all() and (sharpness != 1).any()
     assert not any("router.down" in path for path in opened.params)
 
@@ -292,7 +292,8 @@ def test_two_parameters_of_one_name_are_refused(experiment, layers):  # noqa: F8
 
 
 def test_a_router_kind_can_carry_a_state_over_depth(experiment):  # noqa: F811
-    model = chosen(experiment, {"model.router.kind": f"{__name__}:stateful"}).model
+    kind = {"model.router.kind": f"{__name__}:stateful", "model.num_layers": 2}
+    model = chosen(experiment, kind).model
     found = declarations(model)
     assert "layers.1.router.depth" in found and "layers.0.router.depth" not in found
     assert found["layers.1.router.out"].group == "matrix"

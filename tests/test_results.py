@@ -20,7 +20,8 @@ def sweeps(tmp_path, monkeypatch):
     returned = {}
 
     def run(command, check):
-        name = Path(command[-1].removeprefix("--workdir=")).name
+        (workdir,) = (word for word in command if word.startswith("--workdir="))
+        name = Path(workdir.removeprefix("--workdir=")).name
         assert f"--config={results.STUDIES[name]}" in command
         return subprocess.CompletedProcess(command, returned.get(name, 0))
 

@@ -12,6 +12,7 @@ from zaya_jax import lora
 from zaya_jax.config import Lora
 from zaya_jax.errors import UserError
 from zaya_jax.load import load
+from zaya_jax.parallel import ONE_DEVICE
 from zaya_jax.train import loop, metrics, start
 from zaya_jax.train import state as train_state
 from zaya_jax.train.weights import restore_trained, restore_weights
@@ -106,6 +107,6 @@ def test_a_run_that_gives_its_state_away_can_go_back_to_its_start(runs):
     base = start.Weights(first.params, first.biases)
     expected = jax.tree.map(np.array, base.biases)
     give_away = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)
-    give_away(loop._placed(start.first_state(adapted, print, base)))
+    give_away(ONE_DEVICE.place(start.first_state(adapted, print, base)))
     again = start.first_state(adapted, print, base)
     jax.tree.map(np.testing.assert_array_equal, dict(again.biases), dict(expected))

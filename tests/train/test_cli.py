@@ -33,7 +33,7 @@ def test_train_trains_and_says_what_next(config_file, tmp_path, capsys):
     assert json.loads(record.read_text())["step"] == 6
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     loads = np.array([line["load"] for line in lines if "loss" in line])
-    assert loads.shape == (4, 2, 4)  # at steps 1, 2, 4, 6
+    assert loads.shape == (4, 1, 4)  # at steps 1, 2, 4, 6
     np.testing.assert_allclose(loads.sum(-1), 1, atol=1e-4)
     assert all(len(repr(share)) <= len("0.123456") for share in loads.ravel().tolist())
     start = json.loads((run / "environment.json").read_text())[0]
