@@ -75,6 +75,7 @@ def losses(run: Path) -> tuple[list[float], list[float]]:
     return tuple([r[name] for r in records if name in r] for name in ("loss", "heldout_loss"))
 
 
+@pytest.mark.slow  # a minute and a half: two processes with their compilations
 def test_a_run_goes_on_on_another_mesh(on_devices, settings, tmp_path):
     def launch(workdir: str, *options: str) -> tuple[int, str]:
         arguments = ["train", f"--config={settings}", f"--workdir={tmp_path / workdir}", *options]
