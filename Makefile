@@ -25,10 +25,10 @@ demo: .venv/.run ## train a tiny ZAYA here, sample from it and export it, in min
 test test-all: export ZAYA_REQUIRE_ORACLES ?= 1
 
 test: .venv/.dev ## all tests but the slow ones
-	$(PYTEST) -m "not slow and not gpu" -n 2 --dist=loadgroup
+	$(PYTEST) -m "not slow and not gpu" -n 2 --dist=loadfile
 
 test-all: .venv/.dev ## all tests that need no GPU
-	$(PYTEST) -m "not gpu" -n 2 --dist=loadgroup
+	$(PYTEST) -m "not gpu" -n 2 --dist=loadfile
 
 test-gpu: .venv/.dev ## the tests that need a GPU, on whichever is attached
 	JAX_PLATFORMS= $(PYTEST) -m gpu
