@@ -75,6 +75,15 @@ def test_the_backward_pass_knows_what_the_forward_was_given():
     assert [leaf.shape for leaf in jax.tree.leaves(out)] == [(2, 4)]
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_settings_that_are_tried_reach_the_kernel(direction):
+    """Those of a backward pass too, which builds its kernels later."""
+    tried = {"rows": 2, "steps": 1, "num_warps": 2, "num_stages": 3}
+    program = kernels.build("residual_norm", "train_4k", "", direction, {direction: tried})
+    text = str(jax.make_jaxpr(program.function)(*program.args))
+    assert "num_warps=2" in text and "num_stages=3" in text
+
+
 def test_a_second_opinion(compiler):
     report = compiler.compile(aot.Job("tests.aot.programs:matmul", want_kernels=True))
     [launch] = report.launches

@@ -6,13 +6,21 @@ import pytest
 
 from zaya_jax import aot
 from zaya_jax.aot import Job, kernels
+from zaya_jax.aot.steps import launches_per_layer
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
 
 # No other axis of the 8B is as long as this many tokens.
 TOKENS, VOCABULARY = 2816, 262_272
 TRAINS = {"cca_mix", "attention", "router", "grouped_matmul", "residual_norm", "cross_entropy"}
-DECODES = {"cca_mix", "decode_attention", "router", "grouped_matmul", "residual_norm"}
+DECODES = {
+    "projections",
+    "cca_mix",
+    "decode_attention",
+    "router",
+    "grouped_matmul",
+    "residual_norm",
+}
 
 
 def step(name: str, **arguments) -> Job:
@@ -21,7 +29,11 @@ def step(name: str, **arguments) -> Job:
 
 def has_kernel(report: aot.Report, op: str) -> bool:
     """Kernels are named after their op."""
-    names = {"decode_attention": "decode_split", "grouped_matmul": ("grouped", "experts")}
+    names = {
+        "decode_attention": "decode_split",
+        "grouped_matmul": ("grouped", "experts"),
+        "projections": "project",
+    }
     return any(launch.name.startswith(names.get(op, op)) for launch in report.launches)
 
 
@@ -46,3 +58,14 @@ def test_a_decoding_step_holds_the_kernels(compiler):
             assert has_kernel(report, op), op
         launches.append(sum(launch.name.startswith("residual_norm") for launch in report.launches))
     assert launches == [4, 6]
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_layer_more_is_ten_launches_more_to_decode_a_token(compiler, rows):
+    ours = launches_per_layer(compiler, rows=rows)
+    assert sum(ours.values()) <= 10, ours
+
+
+def test_without_our_kernels_a_layer_is_many_more_launches(compiler):
+    plain = launches_per_layer(compiler, model={"ops": dict.fromkeys(DECODES, "xla")})
+    assert sum(plain.values()) >= 30, plain

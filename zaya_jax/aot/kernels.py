@@ -65,15 +65,23 @@ def build(op: str, form: str, call: str, direction: str, settings: Settings) -> 
     # jax does not see settings: what it has traced with others must not come back.
     jax.clear_caches()
 
-    def run(args, kwargs):
-        with contextlib.ExitStack() as stack:
-            for kernel, own in settings.items():
-                stack.enter_context(tuned.trying(op, kernel, own))
-            return function(*args, **kwargs)
+    def with_settings(call):
+        def run(*args):
+            with contextlib.ExitStack() as stack:
+                for kernel, own in settings.items():
+                    stack.enter_context(tuned.trying(op, kernel, own))
+                return call(*args)
+
+        return run
 
     # Arrays in keywords become arguments too.
-    forward = Program(run, (tuple(chosen.args), dict(chosen.kwargs)))
-    return forward if direction == FORWARD else backward_of(forward)
+    arguments = (tuple(chosen.args), dict(chosen.kwargs))
+    forward = Program(with_settings(lambda args, kwargs: function(*args, **kwargs)), arguments)
+    if direction == FORWARD:
+        return forward
+    # A backward pass builds its kernels only when it is called.
+    backward = backward_of(forward)
+    return Program(with_settings(backward.function), backward.args)
 
 
 def _example(op: str) -> Any:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zaya_jax.aot.program import Program
+from zaya_jax.aot.compiler import Compiler
+from zaya_jax.aot.program import Job, Program
 from zaya_jax.config import Experiment, Model, Ops, Train
 from zaya_jax.data.packing import Batch
 from zaya_jax.infer import programs, sampler
@@ -45,6 +47,8 @@ def decoding(
 ) -> Program:
     """One step of cached decoding: a token more for each of `rows` rows, drawn greedily.
 
+    As generation runs it: nobody asks for the statistics of routing.
+
     Args:
       capacity: tokens that a row of the cache holds.
       model: as for `training`.
@@ -57,9 +61,36 @@ def decoding(
         dataclasses.replace(cache, filled=True), jax.ShapeDtypeStruct((rows,), jnp.int32)
     )
     live = jax.ShapeDtypeStruct((rows,), jnp.bool_)
-    step = functools.partial(programs.step, chosen, filters)
+
+    def step(*args):
+        state, logprobs, _ = programs.step(chosen, filters, *args)
+        return state, logprobs
+
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), settings)
     return Program(step, (params, biases, state, live, shapes), donate=(2,))
+
+
+def launches_per_layer(
+    compiler: Compiler, rows: int = 8, capacity: int = 4096, model: Mapping[str, Any] | None = None
+) -> Mapping[str, int]:
+    """What one more layer adds to the steps that XLA launches for a token of decoding, by kind.
+
+    Args:
+      rows, capacity, model: as for `decoding`; what it has as `num_layers` is not looked at.
+
+    Raises:
+      RuntimeError: a step does not compile, in the compiler's words.
+    """
+    counts = []
+    for layers in (2, 3):
+        arguments = {"rows": rows, "capacity": capacity}
+        fields = {**(model or {}), "num_layers": layers}
+        report = compiler.compile(Job(f"{__name__}:decoding", {**arguments, "model": fields}))
+        if not report.ok:
+            raise RuntimeError(f"decoding with {layers} layers: {report.error}")
+        counts.append(Counter(report.steps["main"]))
+    few, many = counts
+    return {kind: many[kind] - few[kind] for kind in many if many[kind] != few[kind]}
 
 
 def _model(changes: Mapping[str, Any] | None, **fields: Any) -> Model:

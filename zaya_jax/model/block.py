@@ -71,22 +71,41 @@ class Block(nnx.Module):
 
         Returns: stream, router state for the next layer, routing statistics, updated cache.
         """
-        shape = stream.shape
-        x = rms_norm(stream, self.input_norm[...], self.eps, self.numerics)
-        mixed, cache = self.attention(x, tokens, cache)
-        stream, x = self.attention_residual(mixed, stream, self.mlp_norm[...])
+        x = self.normed(stream)
+        *found, _ = self.forward(stream, x, router_state, tokens, cache, routes)
+        return tuple(found)
 
-        assert x is not None
-        x = x.reshape(-1, shape[-1])
+    def normed(self, stream: jax.Array) -> jax.Array:
+        """What the block reads of the stream [B, S, D]: its norm."""
+        return rms_norm(stream, self.input_norm[...], self.eps, self.numerics)
+
+    def forward(
+        self,
+        stream: jax.Array,
+        x: jax.Array,
+        router_state: jax.Array | None,
+        tokens: Tokens,
+        cache: LayerCache | None = None,
+        routes: jax.Array | None = None,
+        next_norm: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None, RouterStats, LayerCache | None, jax.Array | None]:
+        """The same from the stream and its norm `x`. The last of what it returns is the next
+        block's `x`, if `next_norm` [D] is the weight of that: the merge makes it on its way."""
+        shape = stream.shape
+        mixed, cache = self.attention(x, tokens, cache)
+        stream, merged = self.attention_residual(mixed, stream, self.mlp_norm[...])
+
+        assert merged is not None
+        x = merged.reshape(-1, shape[-1])
         live = None if tokens.live is None else tokens.live.reshape(-1)
         routing = self.router(x, router_state, live)
         if routes is not None:
             routing = replay(routing, routes.reshape(len(x), -1).astype(jnp.int32), live)
         y = self.experts(x, routing, tokens.shard).reshape(shape)
-        stream, _ = self.mlp_residual(y, stream)
+        stream, next_x = self.mlp_residual(y, stream, next_norm)
 
         stats = self._stats(routing, jax.lax.stop_gradient(stream), live)
-        return stream, routing.state, stats, cache
+        return stream, routing.state, stats, cache, next_x
 
     def _stats(self, routing: Routing, stream: jax.Array, live: jax.Array | None) -> RouterStats:
         p = routing.probabilities.astype(jnp.promote_types(stream.dtype, jnp.float32))

@@ -130,15 +130,22 @@ class Decoder(nnx.Module):
         stream, state = self.embed(tokens), None
         stats: list[RouterStats] = []
         layer_caches: list[LayerCache] = []
+        x = None
         for i, block in enumerate(self.layers):
-            call = self._remat(block) if cache is None else block
-            layer_cache = None if cache is None else cache.layers[i]
             pinned = None if routes is None else routes[:, :, i]
-            found = call(stream, state, place, layer_cache, pinned)
-            stream, state, layer_stats, layer_cache = found
-            stats.append(layer_stats)
-            if layer_cache is not None:
+            if cache is None:
+                found = self._remat(block)(stream, state, place, None, pinned)
+                stream, state, layer_stats, _ = found
+            else:
+                # A token more is many small launches: the norm of the next layer is none of them.
+                after = self.layers[i + 1].input_norm[...] if i + 1 < len(self.layers) else None
+                x = block.normed(stream) if x is None else x
+                stream, state, layer_stats, layer_cache, x = block.forward(
+                    stream, x, state, place, cache.layers[i], pinned, after
+                )
+                assert layer_cache is not None
                 layer_caches.append(layer_cache)
+            stats.append(layer_stats)
         merged = jax.tree.map(lambda *xs: jnp.stack(xs), *stats)
         if len(self.stacks):
             rest = None if routes is None else routes[:, :, len(self.layers) :]

@@ -146,8 +146,13 @@ class CCA(Attention):
     def attend_newest(self, q: jax.Array, tokens: Tokens, cache: LayerCache) -> jax.Array:
         """q [B, 1, H, C] of tokens that the cache holds -> [B, 1, D]."""
         if cache.table is not None:
-            return self.project_out(self.attend_pages(q, None, None, tokens, cache))
-        return self.project_out(self.attend_cache(q[:, 0], cache.k, cache.v, tokens)[:, None])
+            out = self.attend_pages(q, None, None, tokens, cache)
+        else:
+            out = self.attend_cache(q[:, 0], cache.k, cache.v, tokens)
+        out = out.reshape(len(q), -1)
+        weights = [self.output[...].astype(out.dtype)]
+        [y] = projections(out, weights, implementation=self.model.ops.projections)
+        return y[:, None]
 
     @staticmethod
     def empty_cache(model: Model, batch: int, capacity: int) -> LayerCache:
