@@ -13,6 +13,7 @@ from pallas_kernels.shapes import FORMS, ZAYA1_8B
 from zaya_jax import aot, cli
 from zaya_jax.aot import cli as verb
 from zaya_jax.aot import kernels
+from zaya_jax.aot.program import arrays_only
 from zaya_jax.aot.second_opinion import SecondOpinion
 from zaya_jax.config import Model
 
@@ -80,7 +81,8 @@ def test_settings_that_are_tried_reach_the_kernel(direction):
     """Those of a backward pass too, which builds its kernels later."""
     tried = {"rows": 2, "steps": 1, "num_warps": 2, "num_stages": 3}
     program = kernels.build("residual_norm", "train_4k", "", direction, {direction: tried})
-    text = str(jax.make_jaxpr(program.function)(*program.args))
+    call, arrays = arrays_only(program)
+    text = str(jax.make_jaxpr(call)(*arrays))
     assert "num_warps=2" in text and "num_stages=3" in text
 
 
