@@ -76,9 +76,14 @@ def forward(
     place = Tokens(None, positions, live, lengths)
     stream, state = decoder.embed(tokens), None
     layers, routes = [], []
-    for block, layer in zip(decoder.layers, pool.layers, strict=True):
+    norms = [block.input_norm[...] for block in decoder.layers]
+    x = decoder.layers[0].normed(stream)
+    for block, layer, after in zip(decoder.layers, pool.layers, [*norms[1:], None], strict=True):
         held = layer._replace(table=table)
-        stream, state, stats, written = block(stream, state, place, held)
+        # The norm that the next layer reads is made by the merge at the end of this one.
+        stream, state, stats, written, x = block.forward(
+            stream, x, state, place, held, next_norm=after
+        )
         assert written is not None
         layers.append(written._replace(table=None))
         routes.append(stats.index)
