@@ -32,6 +32,7 @@ from zaya_jax.muon import scale_by_muon
 from zaya_jax.parallel import context, expert
 from zaya_jax.train import state as train_state
 from zaya_jax.train.checkpoint import Checkpoints
+from zaya_jax.train.gradient import make_gradient
 from zaya_jax.train.step import make_eval_step, make_train_step
 
 ROWS, LENGTH = 16, 32
@@ -139,18 +140,39 @@ def train(mesh: str, steps: int, dtype: str, **changes: Any) -> dict[str, Any]:
                 jax.tree_util.keystr(path): np.asarray(leaf)
                 for path, leaf in jax.tree_util.tree_leaves_with_path(state)
             },
-            "places": {
-                jax.tree_util.keystr(path): str(leaf.sharding.spec)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-                if hasattr(leaf.sharding, "spec")
-            },
         }
 
 
-def compiled(mesh: str, dtype: str, **changes: Any) -> str:
-    """The compiled training step as HLO text."""
-    with precision(dtype):
-        return compiled_step(experiment(mesh, dtype, **changes))[0].as_text()
+@functools.cache
+def compiled_gradient(these: Experiment):
+    """The gradient of a batch, with its layout and its arguments."""
+    layout = parallel.layout(these)
+    state = layout.place(first(these))
+    args = state.params, {}, state.biases, layout.place_batch(batch(0))
+    return jax.jit(make_gradient(these, layout)).lower(*args).compile(), args
+
+
+def gradient(mesh: str) -> dict[str, np.ndarray]:
+    """Gradients and statistics of one batch in float64."""
+    with precision("float64"):
+        run, args = compiled_gradient(experiment(mesh, "float64"))
+        found = {jax.tree_util.keystr(path): np.asarray(x) for path, x in _leaves(run(*args))}
+        return found
+
+
+def compiled(mesh: str, what: str) -> str:
+    """The compiled `gradient` or `step`, in float64, as HLO text."""
+    with precision("float64"):
+        make = {"gradient": compiled_gradient, "step": compiled_step}[what]
+        return make(experiment(mesh, "float64"))[0].as_text()
+
+
+def places(mesh: str) -> dict[str, str]:
+    """How each leaf of a training state is divided at rest."""
+    with precision("float64"):
+        these = experiment(mesh, "float64")
+        shardings = parallel.layout(these).shardings(first(these))
+        return {jax.tree_util.keystr(path): str(found.spec) for path, found in _leaves(shardings)}
 
 
 def orthogonalized(mesh: str) -> dict[str, float]:
@@ -336,14 +358,19 @@ def reshaped(folder: str, meshes: list[str]) -> dict[str, Any]:
     Returns:
       Leaves that changed, and leaves that lie otherwise than their mesh says.
     """
+    with precision("float64"):
+        return _reshaped(folder, meshes)
+
+
+def _reshaped(folder: str, meshes: list[str]) -> dict[str, Any]:
     changed, misplaced = [], []
-    these = experiment(meshes[0])
+    these = experiment(meshes[0], "float64")
     state = parallel.layout(these).place(first(these))
     wanted = {jax.tree_util.keystr(path): np.asarray(x) for path, x in _leaves(state)}
     for number, (here, there) in enumerate(zip(meshes, [*meshes[1:], ""], strict=True)):
         place = Path(folder) / str(number)
         for mesh, act in ((here, "save"), (there, "restore")):
-            these = experiment(mesh)
+            these = experiment(mesh, "float64")
             layout = parallel.layout(these)
             checkpoints = Checkpoints(place, these, layout)
             if act == "save":

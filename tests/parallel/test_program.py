@@ -1,4 +1,4 @@
-"""What the compiled step sends between devices, and what it never sends."""
+"""What the compiled programs send between devices, and what they never send."""
 
 from __future__ import annotations
 
@@ -21,17 +21,28 @@ PLACES = functional.declarations(MODEL)
 
 
 @pytest.fixture(
-    scope="module", params=[MESH, pytest.param("fsdp=2,expert=4", marks=[pytest.mark.slow])]
+    scope="module",
+    params=[
+        (MESH, "gradient"),  # the one that test_equal runs
+        pytest.param((MESH, "step"), marks=pytest.mark.slow),
+        pytest.param(("fsdp=2,expert=4", "step"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
-def mesh(request):
+def program(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def sent(on_devices, mesh):
-    """The collectives of the step; it is the one that test_equal runs."""
-    text = on_devices("compiled", mesh=mesh, dtype="float64", optim={"kind": "adamw"})
-    return collectives(text, parse(mesh))
+def mesh(program):
+    return program[0]
+
+
+@pytest.fixture(scope="module")
+def sent(on_devices, program):
+    """The collectives of the program."""
+    mesh, what = program
+    return collectives(on_devices("compiled", mesh=mesh, what=what), parse(mesh))
 
 
 def of(found, kind, *axes):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_checkpoints_are_reshaped_exactly(on_devices, tmp_path):
-    meshes = ["data=8", "fsdp=2,expert=4", "", "data=2,context=2,expert=2", "fsdp=8"]
+    meshes = ["data=2,context=2,expert=2", "fsdp=8", "", "fsdp=2,expert=4"]
     found = on_devices("reshaped", folder=str(tmp_path), meshes=meshes)
     assert found["leaves"] > 100
     assert not found["changed"] and not found["misplaced"]
@@ -75,12 +75,19 @@ def losses(run: Path) -> tuple[list[float], list[float]]:
     return tuple([r[name] for r in records if name in r] for name in ("loss", "heldout_loss"))
 
 
-@pytest.mark.slow  # a minute and a half: two processes with their compilations
-def test_a_run_goes_on_on_another_mesh(on_devices, settings, tmp_path):
-    def launch(workdir: str, *options: str) -> tuple[int, str]:
+@pytest.fixture
+def launch(on_devices, settings, tmp_path):
+    """`launch(workdir, *options)` trains; gives the status, and what was told."""
+
+    def call(workdir: str, *options: str) -> tuple[int, str]:
         arguments = ["train", f"--config={settings}", f"--workdir={tmp_path / workdir}", *options]
         return on_devices("launch", arguments=arguments)
 
+    return call
+
+
+@pytest.mark.slow  # a minute and a half: three programs and their evaluations
+def test_a_run_goes_on_on_another_mesh(launch, tmp_path):
     assert launch("one")[0] == 0
     status, told = launch("many", "--config.mesh=data=2,expert=2", "--config.train.steps=3")
     assert status == 0 and "mesh: data 2 x expert 2: 4 devices (cpu)" in told
@@ -89,11 +96,13 @@ def test_a_run_goes_on_on_another_mesh(on_devices, settings, tmp_path):
     for found, wanted in zip(losses(tmp_path / "many"), losses(tmp_path / "one"), strict=True):
         assert len(found) == len(wanted)
         np.testing.assert_allclose(found, wanted, atol=1e-4)
-    # What is wrong with a mesh is told before anything is written.
-    status, error = launch("none", "--mesh=data=16", "--config.train.batch_size=16")
-    assert status == 2 and "takes 16 devices, and jax has 8" in error
-    status, error = launch("none", "--mesh=data=3")
-    assert status == 2 and "cannot be divided into data 3 parts" in error
+
+
+def test_what_is_wrong_with_a_mesh_is_told_before_anything_is_written(launch, tmp_path):
+    status, told = launch("none", "--mesh=data=16", "--config.train.batch_size=16")
+    assert status == 2 and "takes 16 devices, and jax has 8" in told
+    status, told = launch("none", "--mesh=data=3")
+    assert status == 2 and "cannot be divided into data 3 parts" in told
     assert not (tmp_path / "none").exists()
 
 
