@@ -108,3 +108,15 @@ ENTRY %main (x: f32[8], y: bf16[4]) -> f32[2] {
 }
 """  # noqa: E501
     assert machine_code.other_bytes_of(hlo) == (256 + 8 + 8) + (8 + 8)
+
+
+def test_a_librarys_workspace_is_no_traffic():
+    matmul = (
+        "\nENTRY %main (a: bf16[4,8], b: bf16[8,2]) -> f32[4,2] {\n"
+        "  %a = bf16[4,8]{1,0} parameter(0)\n"
+        "  %b = bf16[8,2]{1,0} parameter(1)\n"
+        "  %c = (f32[4,2]{1,0}, s8[79691776]{0}) custom-call(%a, %b), "
+        'custom_call_target="__cublas$lt$matmul"\n'
+        "  ROOT %d = f32[4,2]{1,0} get-tuple-element(%c), index=0\n}\n"
+    )
+    assert machine_code.other_bytes_of(matmul) == 4 * 8 * 2 + 8 * 2 * 2 + 4 * 2 * 4

@@ -21,7 +21,7 @@ from zaya_jax.aot.ttir import Block, Operation, Value, walk
 
 SAMPLES = 16
 # Bytes up to which a workgroup's loads are followed address by address.
-FOLLOWED_BYTES = 2**20
+FOLLOWED_BYTES = 2**22
 
 FLOAT_OPERATIONS = frozenset(
     f"arith.{name}"
