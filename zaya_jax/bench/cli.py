@@ -97,14 +97,13 @@ def _serving() -> None:
 
     record: dict[str, Any] = {"machine": _machine(), "versions": versions}
     print(f"machine: {record['machine']}")
-    lines, prefix, single, compiled = serving.measure(model, FLAGS.seed, clients, FLAGS.pairs)
-    print(serving.show(lines, prefix, single, compiled))
+    lines, prefix, compiled = serving.measure(model, FLAGS.seed, clients, FLAGS.pairs)
+    print(serving.show(lines, prefix, compiled))
     if plot is not None:
-        serving.plot(lines, single, plot)
+        serving.plot(lines, plot)
     record |= {
         "lines": [dataclasses.asdict(line) for line in lines],
         "prefix": dataclasses.asdict(prefix),
-        "one_by_one": single,
         "compiled_after_warm_up": compiled,
     }
     options.write_json(record)

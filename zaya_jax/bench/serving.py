@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from zaya_jax.bench.speed import Bench
 from zaya_jax.config import Model
@@ -24,7 +25,7 @@ from zaya_jax.infer.engine import Engine, Options, Request
 from zaya_jax.load import Loaded, Source
 from zaya_jax.train.throughput import compilations
 
-PROMPT, COMPLETION, PREFIX = 64, 96, 1024
+PROMPT, COMPLETION, PREFIX, SINGLE = 64, 96, 1024, 32
 CHUNKS = (64, 256, 512)
 
 
@@ -34,6 +35,7 @@ class Line:
 
     decode: tokens/s while all clients were past their first token. static: of `Generator` with as
       many rows, its prefills left out. share: median over pairs of the one by the other.
+    single: tokens/s of transformers decoding one request. gain: median over pairs of decode by it.
     total: tokens/s from the first request to the last answer, prompts read in between.
     first: median seconds to the first token, of requests that found all other clients decoding.
     gap, gap_95: median and 95th percentile of the seconds between two tokens of a request.
@@ -43,6 +45,8 @@ class Line:
     decode: float
     static: float
     share: float
+    single: float
+    gain: float
     total: float
     first: float
     gap: float
@@ -112,15 +116,16 @@ class Serving:
         )
         self.engine = Engine(self.loaded, self.options)
         self.engine.warm_up()
+        self.bench.best_peer(self.one_by_one, 1)
 
     def prompt(self, length: int) -> list[int]:
         """Random ids."""
         return [self.draw.randrange(3, self.loaded.model.vocab_size) for _ in range(length)]
 
     def line(self, clients: int) -> Line:
-        """Measures one concurrency, engine and static batch in turns."""
+        """Measures one concurrency: static batch, engine and transformers in turns."""
         generator = Generator(self.loaded, batch=clients, capacity=PROMPT + COMPLETION)
-        decode, static, total, first, gaps = [], [], [], [], []
+        decode, static, single, total, first, gaps = [], [], [], [], [], []
         for pair in range(self.pairs + 1):  # the first compiles, and is left out
             prompts = [self.prompt(PROMPT) for _ in range(2 * clients)]
             generator.timing = type(generator.timing)()
@@ -132,6 +137,7 @@ class Serving:
                 continue
             static.append(generator.timing.tokens_per_second)
             decode.append(decode_rate(traces, clients))
+            single.append(self.one_by_one())
             total.append(2 * clients * COMPLETION / seconds)
             first += [trace.came[0][0] - trace.asked for trace in traces[clients:]]
             for trace in traces:
@@ -139,12 +145,17 @@ class Serving:
                 counts = [n for _, n in trace.came]
                 for before, at, n in zip(times, times[1:], counts[1:], strict=False):
                     gaps += [(at - before) / n] * n
-        shares = [ours / bound for ours, bound in zip(decode, static, strict=True)]
+
+        def ratio(others: list[float]) -> float:
+            return statistics.median(d / other for d, other in zip(decode, others, strict=True))
+
         return Line(
             clients,
             statistics.median(decode),
             statistics.median(static),
-            statistics.median(shares),
+            ratio(static),
+            statistics.median(single),
+            ratio(single),
             statistics.median(total),
             statistics.median(first),
             statistics.median(gaps),
@@ -166,12 +177,19 @@ class Serving:
         return Prefix(PREFIX, median(cold), median(cached), median(gains))
 
     def one_by_one(self) -> float:
-        """Tokens/s of transformers decoding a single request."""
-        return self.bench.decode(1, prompt=PROMPT).theirs
+        """Tokens/s of transformers decoding a single request, its prompt left out."""
+        with torch.no_grad():
+            out = self.bench.oracle(torch.tensor([self.prompt(PROMPT)]), use_cache=True)
+            begun = time.perf_counter()
+            for _ in range(SINGLE):
+                token = out.logits[:, -1:].argmax(-1)
+                past = out.past_key_values
+                out = self.bench.oracle(token, past_key_values=past, use_cache=True)
+        return SINGLE / (time.perf_counter() - begun)
 
 
 def measure(model: Model, seed: int, concurrencies: list[int], pairs: int):
-    """Lines, prefix, transformers' tokens/s, and how many programs were compiled after warm-up."""
+    """Lines, prefix, and how many programs were compiled after the warm-up."""
     serving = Serving(model, seed, concurrencies, pairs)
     lines = []
     for clients in concurrencies:
@@ -179,25 +197,25 @@ def measure(model: Model, seed: int, concurrencies: list[int], pairs: int):
     with compilations() as counted:  # the static batches compile their own, between the lines
         serve(serving.engine, [Request(serving.prompt(70), 8) for _ in range(40)], 32)
         prefix = serving.prefix()
-    return lines, prefix, serving.one_by_one(), counted.count
+    return lines, prefix, counted.count
 
 
-def show(lines: list[Line], prefix: Prefix, single: float, compiled: int) -> str:
+def show(lines: list[Line], prefix: Prefix, compiled: int) -> str:
     """The table, in Markdown."""
     rows = [
-        "| clients | decode tok/s | static batch | share | one by one | total tok/s "
-        "| first token | between tokens | 95% |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| clients | decode tok/s | static batch | share | transformers, one by one | gain "
+        "| total tok/s | first token | between tokens | 95% |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         rows.append(
             f"| {line.concurrency} | {line.decode:,.0f} | {line.static:,.0f} | {line.share:.0%} "
-            f"| {line.decode / single:.1f}x | {line.total:,.0f} | {1e3 * line.first:,.0f} ms "
+            f"| {line.single:,.0f} | {line.gain:.1f}x "
+            f"| {line.total:,.0f} | {1e3 * line.first:,.0f} ms "
             f"| {1e3 * line.gap:.0f} ms | {1e3 * line.gap_95:.0f} ms |"
         )
     rows += [
         "",
-        f"transformers, one request after the other: {single:,.0f} tok/s",
         f"a prefix of {prefix.tokens} tokens: first token after {1e3 * prefix.cold:,.0f} ms, once "
         f"it is known after {1e3 * prefix.cached:,.0f} ms ({prefix.gain:.1f}x)",
         f"programs compiled after the warm-up: {compiled}",
@@ -205,7 +223,7 @@ def show(lines: list[Line], prefix: Prefix, single: float, compiled: int) -> str
     return "\n".join(rows)
 
 
-def plot(lines: list[Line], single: float, file: Path) -> None:
+def plot(lines: list[Line], file: Path) -> None:
     """Throughput and latencies against concurrency."""
     import matplotlib
 
@@ -217,7 +235,8 @@ def plot(lines: list[Line], single: float, file: Path) -> None:
     left.plot(clients, [line.static for line in lines], "o--", label="static batch")
     left.plot(clients, [line.decode for line in lines], "o-", label="engine, decoding")
     left.plot(clients, [line.total for line in lines], "o-", label="engine, prompts included")
-    left.axhline(single, color="gray", ls=":", label="transformers, one by one")
+    single = [line.single for line in lines]
+    left.plot(clients, single, ":", color="gray", label="transformers, one by one")
     left.set(xlabel="clients", ylabel="tokens/s", ylim=(0, None))
     right.plot(clients, [1e3 * line.first for line in lines], "o-", label="to the first token")
     right.plot(clients, [1e3 * line.gap for line in lines], "o-", label="between tokens")

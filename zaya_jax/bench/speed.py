@@ -90,7 +90,7 @@ class Bench:
         decoder = merge(self.model, params, biases)
         return decoder.logits(decoder(tokens).hidden)
 
-    def _best_peer(self, run: Callable[[], object], tokens_a_call: int) -> str:
+    def best_peer(self, run: Callable[[], object], tokens_a_call: int) -> str:
         """The experts implementation with which transformers is fastest at `run`."""
         taken: dict[str, float] = {}
         for name in PEER_EXPERTS if tokens_a_call <= MOST_BATCHED else PEER_EXPERTS[:2]:
@@ -108,7 +108,7 @@ class Bench:
     def _measure(
         self, name: str, tokens: int, ours, theirs, work: float, unit: str, steps: int = 1
     ) -> Measurement:
-        best = self._best_peer(theirs, tokens // steps)
+        best = self.best_peer(theirs, tokens // steps)
         taken = machine.interleave({"ours": ours, "theirs": theirs}, self.pairs)
         ratios = [t / o for o, t in zip(taken["ours"], taken["theirs"], strict=True)]
         median = statistics.median(taken["ours"])
