@@ -11,7 +11,7 @@ PYTEST = $(PY) -m pytest $(ARGS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-all test-gpu lint bench results doctor kernels clean
+.PHONY: help demo demo-rl test test-all test-gpu lint bench results doctor kernels clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -20,6 +20,9 @@ help: ## list the targets
 
 demo: .venv/.run ## train a tiny ZAYA here, sample from it and export it, in minutes
 	$(PY) launch.py demo $(ARGS)
+
+demo-rl: .venv/.rl ## teach a tiny ZAYA sums by demonstrations, then by RL, in a quarter of an hour
+	$(PY) launch.py demo-rl $(ARGS)
 
 # Torch or transformers missing is then a failure, not a skip: parity is proved against them.
 test test-all: export ZAYA_REQUIRE_ORACLES ?= 1
@@ -40,7 +43,7 @@ lint: .venv/.dev ## ruff and mypy
 bench: .venv/.dev ## this code beside transformers, on this machine
 	$(PY) launch.py bench --against=transformers $(ARGS)
 
-results: .venv/.run ## rerun the ablations behind docs/results (hours; goes on where it stopped)
+results: .venv/.rl ## rerun the ablations behind docs/results (hours; goes on where it stopped)
 	$(PY) launch.py results $(ARGS)
 
 doctor: .venv/.run ## versions, platform, and a check of every op on the attached device
@@ -63,6 +66,10 @@ clean: ## remove .venv and caches; runs stay
 
 .venv/.run: requirements.txt | .venv/bin/python
 	$(PY) -m pip install -q $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+.venv/.rl: requirements-rl.txt .venv/.run
+	$(PY) -m pip install -q $(PIP_ARGS) -r requirements-rl.txt
 	@touch $@
 
 .venv/.dev: requirements-dev.txt requirements-oracles.txt requirements-evals.txt .venv/.run

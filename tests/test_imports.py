@@ -44,6 +44,7 @@ FLOOR = {
     "report": 6,
     "cli": 7,
     "demo": 7,
+    "demo_rl": 7,
     "doctor": 7,
     "results": 7,
     "experiments": 8,

@@ -51,6 +51,11 @@ VERBS: Mapping[str, Verb] = {
             "train --config=experiments/zaya1_tiny.py --config.train.steps=200 --workdir=runs/t",
         ),
     ),
+    "demo-rl": Verb(
+        "zaya_jax.demo_rl",
+        "teach a tiny ZAYA sums by demonstrations, then by RL; score it with and without RSA",
+        ("demo-rl", "demo-rl --workdir=runs/sums"),
+    ),
     "rl": Verb(
         "zaya_jax.rl.cli",
         "reinforcement learning: rollouts, rewards and updates of the policy",

@@ -32,7 +32,11 @@ STUDIES = {
     "attention": "experiments/ablations/attention.py",
     "residual": "experiments/ablations/residual.py",
     "pid": "experiments/sweeps/pid.py",
+    "rl_sft": "experiments/ablations/rl_sft.py",
+    "rl": "experiments/ablations/rl.py",
 }
+BEGINS = {"rl": "rl_sft"}
+"""Studies that begin where the runs of another ended: its directory is their file's argument."""
 OUTLOOK = {
     "router": """
         Whether the order turns with width and time. A router of width 32 starts nearly flat: three
@@ -58,12 +62,18 @@ OUTLOOK = {
     "pid": """
         Gains for long runs. A hundred steps reward whatever is fast; an integral gain that is right
         here may swing once routers are sure.""",
+    "rl_sft": """
+        Nothing: it is where the next study begins.""",
+    "rl": """
+        Whether what RL finds here, to do what a minority of the demonstrations does, is all that it
+        can find; and everything that shows only in thousands of tokens an answer: staleness,
+        truncation, length.""",
 }
 """What a larger run would settle, by study."""
 INDEX = "README.md"
 INTRODUCTION = """# Results
 
-What small models on two CPU cores say of the claims made for ZAYA and CCA. Every page has its
+What small models on two CPU cores say of the claims made for ZAYA, CCA and RL. Every page has its
 command, commit, hardware and cost; `make results` reruns them all (hours; it goes on where it was
 stopped), `python launch.py results --only=recall` one of them.
 
@@ -73,7 +83,9 @@ interval of the difference lies wholly on one side of zero; everything else is `
 says how many seeds would settle a difference of the size seen. These models have a ten-thousandth
 of ZAYA1-8B's parameters: a verdict is about them, and a hint about it."""
 LONGEST = 90.0
-"""Seconds that a run of a study may take, on a quiet machine."""
+"""Seconds that a run of a study may take, on a quiet machine,"""
+LONG = {"rl_sft": 900.0, "rl": 900.0}
+"""but for these."""
 THREADS = 2
 """Of a run: what compiles it and its steps both use two, and a small machine's two cores may be
 two threads of one."""
@@ -104,6 +116,8 @@ def main(argv: Sequence[str]) -> int:
     for number, name in enumerate(names):
         print(f"--- {name} ({number + 1} of {len(names)}) ---", flush=True)
         config = os.path.relpath(ROOT / STUDIES[name])
+        if name in BEGINS:
+            config += f":{folder / BEGINS[name]}"
         sweep = ["sweep", f"--config={config}", f"--workdir={folder / name}"]
         sweep.append(f"--threads={THREADS}")
         done = subprocess.run([*supervise.launcher(), *sweep], check=False)
@@ -157,8 +171,9 @@ def cost(folder: Path) -> str:
     commits = dict.fromkeys(_short(str(start.get("commit"))) for start in starts)
     places = dict.fromkeys(f"{s.get('processor')}, {s.get('cores')} cores" for s in starts)
     longest = max(seconds, default=0.0)
-    late = f", more than the {LONGEST:.0f} s meant for a quiet machine"
-    note = "" if longest <= LONGEST else late
+    limit = LONG.get(folder.name, LONGEST)
+    late = f", more than the {limit:.0f} s meant for a quiet machine"
+    note = "" if longest <= limit else late
     return (
         f"{len(runs)} runs of {THREADS} threads, {sum(seconds) / 60:.0f} minutes together; the "
         f"longest took {longest:.0f} s{note}. Commit {', '.join(commits)}; {'; '.join(places)}."

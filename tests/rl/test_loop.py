@@ -11,9 +11,12 @@ import pytest
 
 from tests.train.conftest import MODEL
 from zaya_jax.config import Balance, Data, Experiment, Optim, Train
-from zaya_jax.config.rl import RL
+from zaya_jax.config.rl import RL, Loss
 from zaya_jax.errors import UserError
+from zaya_jax.report import cli as report_cli
 from zaya_jax.rl import loop, saved
+from zaya_jax.rl.record import ROLLOUTS
+from zaya_jax.sweep import measures, supervise
 from zaya_jax.train import metrics
 from zaya_jax.train.loop import train
 from zaya_jax.train.progress import Progress
@@ -99,7 +102,7 @@ def test_a_stage_runs_and_tells_what_happened(done):
     for record in updates:
         assert 0 < record["solve_rate"] < 1 and record["staleness"] <= 2
         assert record["accepted"] and record["verifier_failures"] == 0
-    groups = [json.loads(line) for line in (folder / loop.ROLLOUTS).read_text().splitlines()]
+    groups = [json.loads(line) for line in (folder / ROLLOUTS).read_text().splitlines()]
     assert len(groups) == 4 and "copy" in groups[0]["prompt"]
     rewards = {response["reward"] for response in groups[0]["responses"]}
     assert rewards == {0.0, 1.0}
@@ -133,6 +136,32 @@ def test_a_stage_that_died_comes_to_the_same_batches(start, done, tmp_path, monk
         jax.tree.map(np.testing.assert_array_equal, one, other)
     numbers = [[r["loss"] for r in metrics.read(f) if "loss" in r] for f in (tmp_path, done[1])]
     assert numbers[0] == numbers[1]
+
+
+def test_a_stage_of_no_update_only_scores(start, tmp_path):
+    experiment = dataclasses.replace(
+        start,
+        train=dataclasses.replace(start.train, steps=0),
+        rl=dataclasses.replace(start.rl, heldout=3, loss=Loss(replay=False)),
+    )
+    outcome = loop.run(experiment, tmp_path, quiet())
+    assert outcome.step == 0 and set(outcome.accuracy) == {0}
+    assert supervise.finished(tmp_path, experiment)
+    lines = measures.read(tmp_path, experiment)
+    assert measures.heldout_accuracy(lines) == pytest.approx(outcome.accuracy[0])
+    assert measures.solve_rate(lines) is None and measures.bits_per_byte(lines) is None
+    page = report_cli.of([tmp_path])
+    assert "of the held-out tasks are right after 0 updates" in page.opening[0].text
+
+
+def test_the_page_of_a_stage_shows_rewards_and_rollouts_to_read(done):
+    page = report_cli.of([done[1]])
+    titles = [section.title for section in page.sections if section.parts]
+    assert {"Generation and trainer", "Time", "Rollouts to read"} <= set(titles)
+    rollouts = next(s for s in page.sections if s.title == "Rollouts to read")
+    said = " ".join(part.text for part in rollouts.parts)
+    assert "copy" in said and "reward 1" in said and "reward 0" in said
+    assert page.results["most updates behind"] <= 2
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,15 @@ import json
 import shlex
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
 
 from tests.sweep.fakes import BASE, make
-from zaya_jax import cli, data, load, options
-from zaya_jax.config import to_dict
+from zaya_jax import cli, config, data, load, options
+from zaya_jax.config import rl, to_dict
 from zaya_jax.sweep import plan
 
 FILE = """
@@ -136,3 +137,15 @@ def test_arms_get_the_same_batches_under_the_same_seed(tmp_path):
     for arm in ("linear", "wide"):
         for seed in (0, 1):
             np.testing.assert_array_equal(batches(arm, seed), first[seed])
+
+
+def test_a_run_may_begin_where_one_of_its_seed_ended():
+    sweep = config.Sweep(base=config.Experiment(train=config.Train(init_from="a/seed-{seed}")))
+    assert plan.experiment_of(sweep, {}, 2).train.init_from == "a/seed-2"
+    assert plan.experiment_of(sweep, {"train.init_from": "b/{seed}"}, 1).train.init_from == "b/1"
+
+
+def test_what_asks_tasks_is_run_by_rl():
+    asks = config.Experiment(rl=rl.RL(tasks=(("t.jsonl", 1.0),)))
+    assert plan.verb_of(asks) == "rl" and plan.verb_of(config.Experiment()) == "train"
+    assert plan.command_of(config.Sweep(), asks, Path("s.json")).startswith("python launch.py rl ")

@@ -56,7 +56,7 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
             f"train.sequence_length = {train.sequence_length}: longer than "
             f"model.context_length = {experiment.model.context_length}"
         )
-    if not 0 <= experiment.optim.warmup_steps < train.steps:
+    if not 0 <= experiment.optim.warmup_steps < max(train.steps, 1):
         yield (
             f"optim.warmup_steps = {experiment.optim.warmup_steps}: expected less than "
             f"train.steps = {train.steps}"
@@ -69,7 +69,7 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
             f"train.steps = {train.steps}"
         )
     yield from _check_data(experiment.data)
-    yield from _check_train(train)
+    yield from _check_train(train, only_scored=bool(experiment.rl.tasks) and train.steps == 0)
     yield from _check_optim(experiment.optim)
     yield from _check_balance(experiment.balance)
     yield from _check_faults(experiment.faults)
@@ -194,8 +194,11 @@ def _is_weights_at_a_step(entry: Any) -> bool:
     return whole and isinstance(weights, tuple) and all(map(_is_number, weights))
 
 
-def _check_train(train: Train) -> typing.Iterator[str]:
-    yield from _positive("train", train, "steps batch_size sequence_length log_every eval_every")
+def _check_train(train: Train, only_scored: bool) -> typing.Iterator[str]:
+    """only_scored: a stage of no update, which scores what it starts from."""
+    if not only_scored:
+        yield from _positive("train", train, "steps")
+    yield from _positive("train", train, "batch_size sequence_length log_every eval_every")
     yield from _positive("train", train, "checkpoint_every keep_checkpoints microbatches")
     if train.seed < 0:
         yield f"train.seed = {train.seed}: expected 0 or more"

@@ -104,6 +104,7 @@ class Data:
     """Where text comes from and how it becomes rows; see `zaya_jax.data`."""
 
     # stdlib | stdlib-chat | stdlib-docs | recall | a folder, text, JSONL, Parquet or prepared data
+    # | package.module:function, whose records are always the same
     source: str = "stdlib"
     mixture: tuple[tuple[str, float], ...] = ()  # ((source, weight), ...) instead of `source`
     # From these steps on, the sources of `mixture` have other weights: ((step, (weight, ...)), ...)

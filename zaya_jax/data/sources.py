@@ -7,8 +7,10 @@ as a whole. `survey` reads it once to learn what it is.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import platform
+import re
 import sysconfig
 import tokenize
 from array import array
@@ -22,6 +24,7 @@ import numpy as np
 from zaya_jax.data import recall, split, stdlib_chat, stdlib_docs
 from zaya_jax.data.readers import Document, Intake, Record, Rules, read_text, reader
 
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NOT_LIBRARY = ("test", "tests", "idle_test", "site-packages", "dist-packages")
 """Folders of a Python installation that hold tests, or packages of others."""
 
@@ -110,7 +113,8 @@ def read(source: str, rules: Rules, intake: Intake | None = None) -> Iterator[Re
     Args:
         source: `stdlib` for the sources of the running Python's standard library without its
             tests; `stdlib-chat` for tasks and answers made of its functions; `stdlib-docs` for the
-            prose in it; `recall` for `zaya_jax.data.recall`; or a path: a text file, JSON lines
+            prose in it; `recall` for `zaya_jax.data.recall`; `package.module:function` for records
+            that a function makes, always the same ones; or a path: a text file, JSON lines
             (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`), Parquet (`.parquet`), or a folder of such files,
             read recursively; hidden files are left out. A single text file is cut at line ends
             into some dozens of documents, so that a part of it can be held out.
@@ -140,11 +144,28 @@ def _read(source: str, intake: Intake) -> Iterator[Record]:
         yield from BUILT_IN[source](intake)
         return
     path = Path(source).expanduser()
+    if not path.exists() and _FUNCTION.fullmatch(source):
+        yield from _function(source)()
+        return
     if not path.exists():
         raise FileNotFoundError(
-            f"no corpus at {source!r}: give {', '.join(map(repr, BUILT_IN))}, a file or a folder"
+            f"no corpus at {source!r}: give {', '.join(map(repr, BUILT_IN))}, a file, a folder, or "
+            "package.module:function"
         )
     yield from _read_path(path, intake)
+
+
+def _function(source: str) -> Callable[[], Iterable[Record]]:
+    """What `package.module:function` names.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    module, _, name = source.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the corpus {source!r} names no function: {error}") from None
 
 
 def survey(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.data.cache import atomic_path
-from zaya_jax.report import curves, heatmaps, html, markdown
+from zaya_jax.report import curves, heatmaps, html, markdown, stage
 from zaya_jax.report.content import (
     Code,
     Figure,
@@ -55,13 +55,16 @@ def write(run: Run, out: Path, extra: Mapping[str, Mapping[str, Any]] | None = N
 
 def of_run(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> Page:
     """The page of a run."""
-    results = run.results
+    asks = stage.is_stage(run)
+    results = stage.results(run) | run.results if asks else run.results
+    lead = stage.lead(run) if asks else _lead(run)
+    told = stage.sections(run) if asks else [Section("Loss and depth", list(_training(run)))]
     return Page(
         run.name,
-        [Text(_lead(run), "lead"), *(Text(problem, "warning") for problem in run.problems)],
+        [Text(lead, "lead"), *(Text(problem, "warning") for problem in run.problems)],
         [
             *(Section(title, [fields(rows)]) for title, rows in extra.items()),
-            Section("Loss and depth", list(_training(run))),
+            *told,
             Section("Balance of the experts", [*_heatmaps(run), *curves.drawn(run, "balance")]),
             Section("Results and costs", [fields(results)], summary=True),
             Section("Commands, of every start", list(_commands(run.starts))),

@@ -64,8 +64,8 @@ class Run:
 
     @property
     def evaluations(self) -> list[Record]:
-        """Records with `heldout_bits_per_byte`."""
-        return [record for record in self.records if "heldout_bits_per_byte" in record]
+        """Records of held-out text or tasks."""
+        return [record for record in self.records if metrics.is_evaluation(record)]
 
     @property
     def step(self) -> int:
@@ -137,8 +137,8 @@ class Run:
     def results(self) -> Record:
         """The numbers that matter, by name, as far as they are known."""
         found: Record = {"steps": self.step}
-        if self.evaluations:
-            first, last = self.evaluations[0], self.evaluations[-1]
+        if texts := [r for r in self.evaluations if "heldout_bits_per_byte" in r]:
+            first, last = texts[0], texts[-1]
             found |= {
                 "held-out bits per byte, at the start": first["heldout_bits_per_byte"],
                 "held-out bits per byte, at the end": last["heldout_bits_per_byte"],

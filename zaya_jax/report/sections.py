@@ -33,6 +33,14 @@ from zaya_jax.report.study import Study
 from zaya_jax.sweep.statistics import Interval
 
 CUT = f"The axis ends at what is reached after {SETTLED:.0%} of the steps."
+ASKED = (
+    ("Held-out tasks right", "heldout_accuracy", "share"),
+    ("Sampled answers right", "reward", "share"),
+    ("Tokens of an answer", "heldout_length", "tokens"),
+    ("KL of generation from trainer", "kl", "nats a token"),
+    ("Entropy of the policy", "entropy", "nats a token"),
+)
+"""Of arms that are stages of reinforcement learning: title, field, axis."""
 LINE_AND_BAND = f"Line: mean over seeds; band: from the smallest to the largest of them. {CUT}"
 
 
@@ -45,6 +53,8 @@ def curves(arms: Mapping[str, Arm]) -> Iterator[Figure]:
         found = {name: band(arm, curve) for name, arm in arms.items()}
         if any(found.values()):
             yield Figure(title, bands(title.lower(), found, "step", y, fall=True), note)
+    for title, field, y in ASKED:
+        yield from _drawn(arms, title, field, y, "Line: mean over seeds; band: all of them.")
     if any(has_choices(run) for arm in arms.values() for run in arm.runs.values()):
         yield from _balance(arms)
     found = {name: band(arm, _depth) for name, arm in arms.items()}

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0 when all was done, 128 + the signal's number when one stopped the run."""
     settings, folder = options.require("config"), Path(options.require("workdir"))
     from zaya_jax import load  # not above: `--help` needs no jax
-    from zaya_jax.rl import loop
+    from zaya_jax.rl import loop, record
 
     result = loop.run(load.experiment(settings), folder)
     options.write_json(
@@ -35,5 +35,5 @@ def main(argv: Sequence[str]) -> int:
         return 128 + int(result.interrupted)
     print(f"done: {folder}")
     print(f"  python launch.py generate --model={folder} --prompt='...'")
-    print(f"  read rollouts in {folder / loop.ROLLOUTS}")
+    print(f"  read rollouts in {folder / record.ROLLOUTS}")
     return 0

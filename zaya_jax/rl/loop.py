@@ -41,6 +41,7 @@ from zaya_jax.rl.generation import Finished, Generation
 from zaya_jax.rl.judging import Judged, judge
 from zaya_jax.rl.learner import Learner
 from zaya_jax.rl.questions import Questions
+from zaya_jax.rl.record import ROLLOUTS
 from zaya_jax.rl.rewards.interface import Submission
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Group, staleness
@@ -49,8 +50,6 @@ from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.metrics import Writer
 from zaya_jax.train.progress import Progress, clock
 
-ROLLOUTS = "rollouts.jsonl"
-"""In the run directory: one group of each logged update, to read."""
 PATIENCE = 100
 """Batches' worth of groups that may pass without one to learn from."""
 
@@ -152,7 +151,11 @@ class _Stage:
         loaded = dataclasses.replace(source, model=model, params=params, biases=biases)
         section = self.section
         room = min(model.context_length, section.max_prompt + section.max_tokens)
-        options = Options(rows=section.concurrent, capacity=room)
+        # Few shapes to compile: as many rows as there are mostly, and fewer to run dry.
+        rows = section.concurrent
+        sizes = (rows // 4, rows) if rows >= 16 else (rows,)
+        chunks = Options().chunks if section.max_prompt > Options().chunks[0] else (64,)
+        options = Options(rows=rows, row_sizes=sizes, capacity=room, chunks=chunks)
         return Engine(loaded, options), Chat(loaded)
 
     def close(self) -> None:

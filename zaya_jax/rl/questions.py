@@ -15,6 +15,9 @@ from zaya_jax.rl.rewards.tasks import read_tasks
 GYM = "reasoning_gym:"
 _HELDOUT = 1 << 30
 """Numbers of held-out puzzles start here: a stage never comes so far."""
+_HELDOUT_SEED = 0
+"""What is held out does not depend on a run's seed: runs of several seeds are scored on the same
+tasks, and what a model learns before RL can keep clear of them."""
 
 
 class Questions:
@@ -44,7 +47,7 @@ class Questions:
                 raise UserError(f"rl.tasks: {name} has weight {weight}; expected more than 0")
         weights = np.array([weight for _, weight in sources], np.float64)
         self._shares, self._seed = weights / weights.sum(), seed
-        each = [heldout // len(sources) + (i < heldout % len(sources)) for i in range(len(sources))]
+        each = _each(sources, heldout)
         opened = [_open(name, held, seed) for (name, _), held in zip(sources, each, strict=True)]
         self._tasks = [source for source, _ in opened]
         self.heldout: tuple[Task, ...] = tuple(task for _, held in opened for task in held)
@@ -56,6 +59,11 @@ class Questions:
         source = int(np.searchsorted(np.cumsum(self._shares), draw, side="right"))
         task = self._tasks[min(source, len(self._tasks) - 1)](number)
         return None if task.prompt in self._known else task
+
+
+def _each(sources: Sequence[tuple[str, float]], heldout: int) -> list[int]:
+    """How many tasks each source holds out."""
+    return [heldout // len(sources) + (i < heldout % len(sources)) for i in range(len(sources))]
 
 
 def _open(name: str, heldout: int, seed: int) -> tuple[Callable[[int], Task], list[Task]]:
@@ -70,13 +78,15 @@ def _open(name: str, heldout: int, seed: int) -> tuple[Callable[[int], Task], li
                 raise ValueError("no object")
         except ValueError as error:
             raise UserError(f"rl.tasks: the parameters in {name!r} are no JSON: {error}") from None
-        puzzles = Environment(environment, seed=seed, size=_HELDOUT + heldout + 1, **parameters)
-        return puzzles.task, [puzzles.task(_HELDOUT + i) for i in range(heldout)]
+        size = _HELDOUT + heldout + 1
+        puzzles = Environment(environment, seed=seed, size=size, **parameters)
+        held_out = Environment(environment, seed=_HELDOUT_SEED, size=size, **parameters)
+        return puzzles.task, [held_out.task(_HELDOUT + i) for i in range(heldout)]
     path = Path(name)
     if not path.is_file():
         raise UserError(f"rl.tasks: {name!r} is no file, and does not begin with {GYM!r}")
     tasks = list(read_tasks(path))
-    order = np.random.default_rng((seed, 1)).permutation(len(tasks)).tolist()
+    order = np.random.default_rng((_HELDOUT_SEED, 1)).permutation(len(tasks)).tolist()
     held, rest = [tasks[i] for i in order[:heldout]], [tasks[i] for i in order[heldout:]]
     asked = {task.prompt for task in held}
     rest = [task for task in rest if task.prompt not in asked]

@@ -33,7 +33,7 @@ class Lines:
     """What a run wrote to `metrics.jsonl`, in order.
 
     Attributes:
-      train: records of training steps. evaluations: of the held-out text.
+      train: records of training steps. evaluations: of what was held out, text or tasks.
       shifts: steps at which the data mixture changes (`data.mixture_schedule`).
     """
 
@@ -60,19 +60,40 @@ def read(folder: Path, experiment: Experiment) -> Lines:
     records = metrics.read(folder)
     return Lines(
         train=[record for record in records if "loss" in record],
-        evaluations=[record for record in records if "heldout_bits_per_byte" in record],
+        evaluations=[record for record in records if metrics.is_evaluation(record)],
         shifts=shifts_in(experiment.data.mixture_schedule),
     )
 
 
 def bits_per_byte(lines: Lines) -> float | None:
     """Of the held-out text, at the last evaluation."""
-    return lines.evaluations[-1]["heldout_bits_per_byte"] if lines.evaluations else None
+    return _evaluated(lines, "heldout_bits_per_byte")
 
 
 def loss_per_target(lines: Lines) -> float | None:
     """Nats per target of the held-out text, at the last evaluation."""
-    return lines.evaluations[-1]["heldout_loss"] if lines.evaluations else None
+    return _evaluated(lines, "heldout_loss")
+
+
+def heldout_accuracy(lines: Lines) -> float | None:
+    """Share of the held-out tasks that are answered right, greedily, at the last evaluation."""
+    return _evaluated(lines, "heldout_accuracy")
+
+
+def heldout_length(lines: Lines) -> float | None:
+    """Tokens of an answer to a held-out task, at the last evaluation."""
+    return _evaluated(lines, "heldout_length")
+
+
+def solve_rate(lines: Lines) -> float | None:
+    """Share of the sampled answers that are right, mean of the last tenth of the lines."""
+    return _at_the_end(lines, "reward")
+
+
+def disagreement(lines: Lines) -> float | None:
+    """KL of what generated from what learns, mean of the tokens of all updates (K3 estimate)."""
+    _, values = _series(lines.train, "kl")
+    return float(values.mean()) if values.size else None
 
 
 def steps_to_balance(lines: Lines) -> float | None:
@@ -205,6 +226,10 @@ MEASURES = {
     for measure in (
         Measure(bits_per_byte, "held-out bits per byte", "bits", LESS),
         Measure(loss_per_target, "held-out loss", "nats", LESS),
+        Measure(heldout_accuracy, "held-out tasks right", "", MORE),
+        Measure(heldout_length, "tokens of an answer", "tokens", LESS),
+        Measure(solve_rate, "sampled answers right", "", MORE),
+        Measure(disagreement, "KL of generation and trainer", "nats", LESS),
         Measure(steps_to_balance, "steps to balance", "steps", LESS),
         Measure(imbalance, "imbalance", "", LESS),
         Measure(final_load_entropy, "load entropy at the end", "", MORE),
@@ -242,6 +267,11 @@ def _series(
     table = np.array(pairs, float).reshape(-1, 2)
     table = table[np.isfinite(table[:, 1])]
     return table[:, 0], table[:, 1]
+
+
+def _evaluated(lines: Lines, field: str) -> float | None:
+    """What the last evaluation says of a field."""
+    return lines.evaluations[-1].get(field) if lines.evaluations else None
 
 
 def _pooled_entropy(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,8 @@ SAVED = "experiments/saved.py"
 
 
 def experiment_of(sweep: Sweep, fields: Mapping[str, Any], seed: int) -> Experiment:
-    """The experiment of one run.
+    """The experiment of one run; `{seed}` in `train.init_from` stands for its seed, so that a run
+    can begin where one of another sweep ended.
 
     Raises:
       ConfigError: the fields make none that can be run.
@@ -32,7 +33,14 @@ def experiment_of(sweep: Sweep, fields: Mapping[str, Any], seed: int) -> Experim
         for section in sections:
             node = node[section]
         node[name] = value
+    if data["train"]["init_from"]:
+        data["train"]["init_from"] = data["train"]["init_from"].replace("{seed}", str(seed))
     return from_dict(data)
+
+
+def verb_of(experiment: Experiment) -> str:
+    """The verb that runs an experiment: what asks tasks is a stage of reinforcement learning."""
+    return "rl" if experiment.rl.tasks else "train"
 
 
 def name_of(fields: Mapping[str, Any]) -> str:
@@ -49,7 +57,7 @@ def config_file(sweep: Path, trial: int, seed: int) -> Path:
 
 
 def command_of(sweep: Sweep, experiment: Experiment, saved: Path) -> str:
-    """The `launch.py train` command of an experiment, without its `--workdir`.
+    """The `launch.py train` or `rl` command of an experiment, without its `--workdir`.
 
     It names the experiment file of the sweep's base and the flags by which the experiment differs
     from it; where flags cannot say that, the resolved config.
@@ -59,9 +67,10 @@ def command_of(sweep: Sweep, experiment: Experiment, saved: Path) -> str:
     """
     there = _experiment_in(sweep.file) if sweep.file else None
     flags = None if there is None else flags_between(there, experiment)
+    program = f"python launch.py {verb_of(experiment)}"
     if flags is None:
-        return f"python launch.py train --config={shlex.quote(f'{SAVED}:{saved}')}"
-    return " ".join([f"python launch.py train --config={shlex.quote(sweep.file)}", *flags])
+        return f"{program} --config={shlex.quote(f'{SAVED}:{saved}')}"
+    return " ".join([f"{program} --config={shlex.quote(sweep.file)}", *flags])
 
 
 def check_file(sweep: Sweep) -> None:

@@ -1,4 +1,5 @@
-"""One trial: its runs, one seed after the other, each a `launch.py train` of its own process.
+"""One trial: its runs, one seed after the other, each a `launch.py train` (or, for a stage of
+reinforcement learning, `launch.py rl`) of its own process.
 
 A run that fails fails its trial, no other. A run whose process was killed from outside is started
 again and goes on from its checkpoint. What is there already is not done twice.
@@ -49,7 +50,7 @@ class Task:
       experiments: by seed, in the order of their runs.
       objective: name of the measure.
       others: by seed, the points of the trials that this one is compared with.
-      program: what `train --config=... --workdir=...` is appended to.
+      program: what `train --config=... --workdir=...` (or `rl ...`) is appended to.
     """
 
     number: int
@@ -144,7 +145,7 @@ def _run(task: Task, seed: int, environment: Mapping[str, str], wait: Wait) -> _
         _wait_for_lock(folder, wait)
         log = folder.with_suffix(".log")
         before = log.stat().st_size if log.exists() else 0
-        process = _start(task, config, folder, log, environment)
+        process = _start(task, seed, config, folder, log, environment)
         try:
             pruned = _watch(task, seed, folder, process, wait)
         finally:
@@ -169,14 +170,15 @@ def _run(task: Task, seed: int, environment: Mapping[str, str], wait: Wait) -> _
 
 
 def _start(
-    task: Task, config: Path, folder: Path, log: Path, environment: Mapping[str, str]
+    task: Task, seed: int, config: Path, folder: Path, log: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen:
     """Starts a run in a session of its own: Ctrl-C is for the sweep, which passes it on."""
-    train = ["train", f"--config={_nearest(ROOT / plan.SAVED)}:{config}", f"--workdir={folder}"]
+    verb = plan.verb_of(task.experiments[seed])
+    command = [verb, f"--config={_nearest(ROOT / plan.SAVED)}:{config}", f"--workdir={folder}"]
     child_script = [sys.executable, "-IS", str(Path(child.__file__)), str(os.getpid())]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [*child_script, *task.program, *train],
+            [*child_script, *task.program, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -2,7 +2,8 @@
 
 Each line of `metrics.jsonl` is one JSON object with a `step` (steps done when it was written) and
 the `seconds` that the run had taken by then, all its starts together. Training lines have `loss`,
-evaluation lines `heldout_bits_per_byte`; a list has one entry a layer, an object one an optimizer
+evaluation lines `heldout_bits_per_byte` (or `heldout_accuracy`, in a stage of reinforcement
+learning); a list has one entry a layer, an object one an optimizer
 group; null is what is no number. `zaya_jax.train.telemetry` says what the step's fields are.
 """
 
@@ -34,9 +35,14 @@ def read(folder: Path) -> list[Record]:
     return [record for _, record in _lines(file)] if file.exists() else []
 
 
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether a record tells of what was held out: text, or tasks."""
+    return "heldout_bits_per_byte" in record or "heldout_accuracy" in record
+
+
 def evaluations(folder: Path) -> list[Record]:
-    """Those records of a run directory that tell of the held-out text, in order."""
-    return [record for record in read(folder) if "heldout_bits_per_byte" in record]
+    """Those records of a run directory that tell of what was held out, in order."""
+    return [record for record in read(folder) if is_evaluation(record)]
 
 
 def _lines(file: Path) -> list[tuple[str, Record]]:

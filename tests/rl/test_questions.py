@@ -1,0 +1,71 @@
+"""Which task comes when, and that what is held out is never asked before."""
+
+import json
+
+import pytest
+
+from experiments.rl import chain_sum
+from zaya_jax.errors import UserError
+from zaya_jax.rl import demonstrations
+from zaya_jax.rl.questions import Questions
+
+GYM = [(demonstrations.TASKS, 1.0)]
+
+
+def test_the_experiment_asks_what_is_demonstrated():
+    assert chain_sum.TASKS == demonstrations.TASKS
+    assert chain_sum.get_config().rl.heldout <= demonstrations.HELDOUT
+
+
+def test_a_task_is_a_function_of_seed_and_number():
+    first, again, other = (Questions(GYM, heldout=4, seed=seed) for seed in (1, 1, 2))
+    assert [first(n) for n in range(6)] == [again(n) for n in range(6)]
+    assert [first(n) for n in range(6)] != [other(n) for n in range(6)]
+
+
+def test_every_seed_is_scored_on_the_same_tasks(tmp_path):
+    file = tmp_path / "tasks.jsonl"
+    lines = [{"prompt": f"p{i}", "answer": "1", "verifier": "exact"} for i in range(20)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for sources in (GYM, [(str(file), 1.0)]):
+        one, other = (Questions(sources, heldout=6, seed=seed) for seed in (1, 2))
+        assert one.heldout == other.heldout and len(one.heldout) == 6
+        more = Questions(sources, heldout=9, seed=1).heldout
+        assert more[:6] == one.heldout
+
+
+def test_held_out_tasks_are_not_asked(tmp_path):
+    file = tmp_path / "tasks.jsonl"
+    lines = [{"prompt": f"p{i % 10}", "answer": "1", "verifier": "exact"} for i in range(40)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    questions = Questions([(str(file), 1.0)], heldout=3, seed=0)
+    held = {task.prompt for task in questions.heldout}
+    asked = {task.prompt for n in range(200) if (task := questions(n)) is not None}
+    assert asked and not asked & held
+
+
+def test_demonstrations_are_right_and_of_no_held_out_task(monkeypatch):
+    monkeypatch.setattr(demonstrations, "COUNT", 2000)
+    held = {task.prompt for task in Questions(GYM, heldout=demonstrations.HELDOUT, seed=3).heldout}
+    chats = list(demonstrations.chain_sum())
+    prompts = [chat.messages[0]["content"] for chat in chats]
+    assert len(set(prompts)) == len(prompts) > 1900 and not set(prompts) & held
+    worked = 0
+    for chat in chats:
+        said = chat.messages[1]
+        total = eval(prompts_expression(chat.messages[0]["content"]))  # noqa: S307  # of our own
+        assert said["content"] == f"<answer>{total}</answer>"
+        if "reasoning_content" in said:
+            worked += 1
+            assert {eval(part) for part in said["reasoning_content"].split(" = ")} == {total}  # noqa: S307
+    assert 0.2 < worked / len(chats) < 0.3
+
+
+def prompts_expression(prompt: str) -> str:
+    return prompt.split("problem: ")[1].split(" =")[0]
+
+
+@pytest.mark.parametrize("expression", ["", "4 *", "4 * 3", "4 + x", "4 + + 3"])
+def test_what_is_no_sum_is_refused(expression):
+    with pytest.raises(UserError, match="is no sum"):
+        demonstrations.worked_out(expression)

@@ -1,0 +1,83 @@
+"""Answers to learn from before RL: sums of reasoning-gym, most stated at once, some worked out.
+
+    <answer>3</answer>                                               most of them
+    <think>
+    4 - 1 - 7 + 7 = 3 - 7 + 7 = -4 + 7 = 3
+    </think>
+
+    <answer>3</answer>                                               the others
+
+All are right. A small model can imitate both and do only the second: its greedy answer is what
+most demonstrations do, and mostly wrong. That there is a way to be right, RL has to find by itself.
+It is the situation of a model whose pretraining has seen more answers than derivations.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+from zaya_jax.data.readers import Conversation
+from zaya_jax.errors import UserError
+from zaya_jax.rl.questions import Questions
+from zaya_jax.rl.rewards.reasoning_gym import Environment
+
+NAME = "chain_sum"
+PARAMETERS = {"min_terms": 4, "max_terms": 5, "min_digits": 1, "max_digits": 1}
+TASKS = f"reasoning_gym:{NAME}?{json.dumps(PARAMETERS)}"
+"""The source of tasks, as `rl.tasks` names it."""
+COUNT = 30_000
+WORKED = 0.25
+"""Share of the demonstrations that show the steps."""
+HELDOUT = 512
+"""As many held-out tasks are kept out of the demonstrations; `rl.heldout` may be that large."""
+_FIRST = 1 << 29
+"""Tasks of a stage have lower numbers, held-out ones higher."""
+
+
+def chain_sum() -> Iterator[Conversation]:
+    """The demonstrations, always the same ones: `data.source =
+    "zaya_jax.rl.demonstrations:chain_sum"`. No task of theirs is a held-out one.
+
+    Raises:
+      UserError: reasoning-gym is not installed.
+    """
+    asked = {task.prompt for task in Questions([(TASKS, 1.0)], heldout=HELDOUT, seed=0).heldout}
+    puzzles = Environment(NAME, seed=0, size=_FIRST + COUNT, **PARAMETERS)
+    for number in range(COUNT):
+        task = puzzles.task(_FIRST + number)
+        if task.prompt in asked:
+            continue
+        asked.add(task.prompt)  # each once
+        answer = {"role": "assistant", "content": f"<answer>{task.answer}</answer>"}
+        if random.Random(number).random() < WORKED:
+            expression = task.metadata["entry"]["metadata"]["expression"]
+            answer["reasoning_content"] = worked_out(expression)
+        turns = [{"role": "user", "content": task.prompt}, answer]
+        yield Conversation(f"{NAME}:{number}", turns)
+
+
+def worked_out(expression: str) -> str:
+    """A sum that gets shorter from the left: "4 - 1 + 7" -> "4 - 1 + 7 = 3 + 7 = 10".
+
+    Raises:
+      UserError: it is no sum of whole numbers.
+    """
+    parts = expression.split()
+    signs = parts[1::2]
+    try:
+        numbers = [int(part) for part in parts[::2]]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(signs) + 1 or not set(signs) <= {"+", "-"}:
+        raise UserError(f"{expression!r} is no sum such as '4 - 1 + 7'")
+    lines = [expression]
+    total = numbers[0]
+    for i, (sign, number) in enumerate(zip(signs, numbers[1:], strict=True)):
+        total = total + number if sign == "+" else total - number
+        rest = [
+            word for pair in zip(signs[i + 1 :], numbers[i + 2 :], strict=True) for word in pair
+        ]
+        lines.append(" ".join(map(str, [total, *rest])))
+    return " = ".join(lines)
