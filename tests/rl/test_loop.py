@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import random
+import time
 
 import jax
 import numpy as np
@@ -162,6 +163,36 @@ def test_the_page_of_a_stage_shows_rewards_and_rollouts_to_read(done):
     said = " ".join(part.text for part in rollouts.parts)
     assert "copy" in said and "reward 1" in said and "reward 0" in said
     assert page.results["most updates behind"] <= 2
+
+
+def test_generation_ahead_is_deterministic_bounded_and_resumes(start, tmp_path, monkeypatch):
+    """With overlap the next batch is sampled while one is learnt from, by weights one update older;
+    what comes of it depends on no clock."""
+
+    class Killed(Exception):
+        pass
+
+    stage = dataclasses.replace(start, rl=dataclasses.replace(start.rl, overlap=True))
+    whole = tmp_path / "whole"
+    assert loop.run(stage, whole, quiet()).step == 4
+    updates = [record for record in metrics.read(whole) if "loss" in record]
+    assert [record["staleness"] for record in updates[:2]] == [0, 1]
+    assert max(record["staleness"] for record in updates) <= stage.rl.staleness
+    learn = loop._Stage._learn
+
+    def die(self, batch):
+        time.sleep(0.3)  # generation comes first now
+        learn(self, batch)
+        if self.learner.updates == 3:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Stage, "_learn", die)
+        with pytest.raises(Killed):
+            loop.run(stage, tmp_path / "killed", quiet())
+    assert loop.run(stage, tmp_path / "killed", quiet()).step == 4
+    again = [record for record in metrics.read(tmp_path / "killed") if "loss" in record]
+    assert [r["loss"] for r in again] == [r["loss"] for r in updates]
 
 
 @pytest.mark.parametrize(

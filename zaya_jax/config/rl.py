@@ -47,6 +47,7 @@ class RL:
     max_tokens: int = 81_920  # of a rollout
     min_p: float = 0.0  # of sampling, whose temperature is 1
     concurrent: int = 256  # rollouts under way at once
+    overlap: bool = False  # generate the next batch while this one is learnt from
     swap_every: int = 2  # updates after which generation goes on with the new weights
     staleness: int = 2  # most updates between a token and the policy that learns from it
     buffer: int = 2  # batches that may wait to be learnt from

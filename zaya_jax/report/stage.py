@@ -113,16 +113,17 @@ CANARIES = (
 )
 TIME = (
     Plot(
-        "Generation",
-        (Curve("generated_per_second", "decoded"),),
+        "Tokens a second",
+        (Curve("generated_per_second", "decoded"), Curve("learnt_per_second", "learnt from")),
         "tokens/s",
-        "While generating.",
+        "While generating, and while learning; only tokens of responses count.",
     ),
     Plot(
-        "Share of the time that the trainer was busy",
-        (Curve("learning_share", "learning"),),
-        "share",
-        "The rest is generation, where both take turns.",
+        "Busy shares",
+        (Curve("learning_share", "trainer"), Curve("generating_share", "generation")),
+        "share of the time",
+        "They add up to more than 1 where both work at the same time (rl.overlap); what is missing "
+        "to 1 is compilation, scoring and saving.",
     ),
 )
 

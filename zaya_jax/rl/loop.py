@@ -1,12 +1,13 @@
 """A stage of RL: generation and learning, in flight of each other (PipelineRL, report IV-D).
 
     while a batch is not full:  the engine steps; finished groups are judged; those that teach wait
-    learn from the batch
+    learn from the batch        (with `rl.overlap` the next one is generated meanwhile)
     every `swap_every` updates: the engine goes on with the new weights, in the middle of rollouts
 
-Both take turns in one process, in an order that no clock has a say in. At a checkpoint, and to be
-scored, generation runs dry: what is saved is then the weights, the groups that wait and the number
-of the next task, and a run that was killed comes to the same batches again.
+All in an order that no clock has a say in: with overlap too, weights are swapped only when both the
+update is made and the next batch is full. At a checkpoint, and to be scored, generation runs dry:
+what is saved is then the weights, the groups that wait and the number of the next task, and a run
+that was killed comes to the same batches again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,13 @@ from zaya_jax.errors import UserError
 from zaya_jax.infer.engine import Engine, Options, Request
 from zaya_jax.infer.rsa.generator import Chat
 from zaya_jax.infer.sampler import Sampling
+from zaya_jax.model.functional import Biases, Params
 from zaya_jax.model.router import classes
-from zaya_jax.rl import buffer as buffers
 from zaya_jax.rl import gibberish, saved
 from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
-from zaya_jax.rl.generation import Finished, Generation
-from zaya_jax.rl.judging import Judged, judge
+from zaya_jax.rl.collect import Collected, Collector
+from zaya_jax.rl.generation import Generation
 from zaya_jax.rl.learner import Learner
 from zaya_jax.rl.questions import Questions
 from zaya_jax.rl.record import ROLLOUTS
@@ -49,9 +51,6 @@ from zaya_jax.train import interrupt, setup, start, workdir
 from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.metrics import Writer
 from zaya_jax.train.progress import Progress, clock
-
-PATIENCE = 100
-"""Batches' worth of groups that may pass without one to learn from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +117,13 @@ class _Stage:
         else:
             there = saved.read(folder, int(state.step))
             progress.say(f"resuming {folder} at update {int(state.step):,}")
-        self.buffer, self.best, self.counts = there.buffer, there.best, Counter(there.counts)
+        self.best = there.best
         self.learner = Learner(experiment, self.section, state, frozen)
         self.questions = Questions(
             self.section.tasks, heldout=self.section.heldout, seed=self.cadence.seed
         )
+        # On the last device, which is the first where there is one.
+        self.device = jax.local_devices()[-1 if self.section.overlap else 0]
         self.engine, self.chat = self._open_engine()
         self.generation = Generation(
             self.engine,
@@ -133,11 +134,20 @@ class _Stage:
             number=there.number,
             updates=self.learner.updates,
         )
+        self.collector = Collector(
+            self.generation,
+            scorer,
+            self.section,
+            there.buffer,
+            there.counts,
+            self.device,
+            progress.say,
+        )
         self.writer = Writer(folder, self.learner.updates, experiment)
         self.accuracy: dict[int, float] = {}
-        self.told: set[str] = set()
-        self.told_of = Counter(self.counts)
-        self.clocks = {"generating": 0.0, "learning": 0.0}
+        self.told_of = Counter(there.counts)
+        self.began, self.learning = time.monotonic(), 0.0
+        self.beside = ThreadPoolExecutor(1, "generation")
 
     def _open_engine(self) -> tuple[Engine, Chat]:
         source = load.load(self.cadence.init_from or "")
@@ -146,7 +156,7 @@ class _Stage:
             named = load.tokenizer_for(self.experiment)
             setup.save_tokenizer(source.require_tokenizer(), named, tokenizer)
         # Copies: an update reuses the memory of the trainer's own.
-        params, biases = jax.tree.map(jnp.copy, self.learner.policy())
+        params, biases = self._policy()
         model = dataclasses.replace(self.experiment.model, layers="unroll", remat="none")
         loaded = dataclasses.replace(source, model=model, params=params, biases=biases)
         section = self.section
@@ -156,24 +166,36 @@ class _Stage:
         sizes = (rows // 4, rows) if rows >= 16 else (rows,)
         chunks = Options().chunks if section.max_prompt > Options().chunks[0] else (64,)
         options = Options(rows=rows, row_sizes=sizes, capacity=room, chunks=chunks)
-        return Engine(loaded, options), Chat(loaded)
+        with jax.default_device(self.device):
+            return Engine(loaded, options), Chat(loaded)
+
+    def _policy(self) -> tuple[Params, Biases]:
+        """The policy, copied to the engine's device."""
+        return jax.device_put(jax.tree.map(jnp.copy, self.learner.policy()), self.device)
 
     def close(self) -> None:
         """Ends what is open."""
+        self.beside.shutdown()
         self.writer.close()
 
     def __call__(self) -> Outcome:
         if self.learner.updates == 0:
             self._score(0)
+        batch: Collected | None = None
         while self.learner.updates < self.cadence.steps:
-            batch = self._wait_for_batch()
+            version = self.learner.updates
+            batch = batch or self.collector.batch(version, self._stopped, self._tick)
             if batch is None:
                 self.progress.say(
                     f"stopped by {self.stop.signal.name if self.stop.signal else 'a signal'}; the "
                     "same command goes on from the last checkpoint"
                 )
                 break
-            self._learn(batch)
+            ahead = self._generate_ahead(version + 1)
+            try:
+                self._learn(batch)
+            finally:
+                batch = ahead.result() if ahead is not None else None
             self._after_update(self.learner.updates)
         self.checkpoints.wait()
         done = self.learner.updates >= self.cadence.steps
@@ -181,59 +203,32 @@ class _Stage:
             self.folder, self.learner.updates, self.accuracy, None if done else self.stop.signal
         )
 
-    def _wait_for_batch(self) -> tuple[Group, ...] | None:
-        """Generates until there is a batch; None if the run was asked to stop."""
-        passed = 0
-        limit = PATIENCE * self.section.prompts
-        while not self.stop:
-            batch, self.buffer = buffers.take(
-                self.buffer, self.section.prompts, self.learner.updates
-            )
-            if batch is not None:
-                return batch
-            began = time.monotonic()
-            passed += self._take_in(self.generation.step())
-            self.clocks["generating"] += time.monotonic() - began
-            if passed > limit:
-                raise UserError(
-                    f"{passed:,} groups gave no batch of {self.section.prompts} to learn from: "
-                    f"{self.counts['uninformative']:,} so far were all right or all wrong, "
-                    f"{self.buffer.stale:,} grew too old. Take easier or harder rl.tasks, a larger "
-                    "rl.group, or a smaller rl.concurrent"
-                )
-            if self.progress.due():
-                self._show()
-        return None
+    def _stopped(self) -> bool:
+        return bool(self.stop)
 
-    def _take_in(self, finished: Sequence[Finished]) -> int:
-        """Judges finished groups and puts those that teach into the buffer; how many there were."""
-        if not finished:
-            return 0
-        judged = judge(finished, self.scorer)
-        self._count(judged)
-        self.buffer = buffers.put(self.buffer, judged.kept)
-        return len(judged.groups)
+    def _tick(self) -> None:
+        if self.progress.due():
+            self._show()
 
-    def _count(self, judged: Judged) -> None:
-        rewards = np.concatenate([group.rewards for group in judged.groups])
-        rollouts = [rollout for group in judged.groups for rollout in group.rollouts]
-        self.counts["groups"] += len(judged.groups)
-        self.counts["uninformative"] += len(judged.groups) - len(judged.kept)
-        self.counts["rollouts"] += len(rollouts)
-        self.counts["right"] += int((rewards == 1).sum())
-        self.counts["loops"] += judged.loops
-        self.counts["cut"] += sum(rollout.finish == "length" for rollout in rollouts)
-        self.counts["decoded"] += sum(len(rollout.completion) for rollout in rollouts)
-        self.counts["failures"] += sum(judged.failures.values())
-        for kind, message in judged.messages.items():
-            if kind not in self.told:
-                self.told.add(kind)
-                self.progress.say(f"a verifier failed ({kind}): {message}")
+    def _generate_ahead(self, version: int) -> Future[Collected | None] | None:
+        """Begins the batch of update `version + 1`, beside the update that is made now; not where
+        generation runs dry after it."""
+        if not self.section.overlap or self._runs_dry(version) or version >= self.cadence.steps:
+            return None
+        return self.beside.submit(self.collector.batch, version, self._stopped)
 
-    def _learn(self, groups: tuple[Group, ...]) -> None:
-        began, before = time.monotonic(), Counter(self.counts)
+    def _runs_dry(self, step: int) -> bool:
+        return self._is_due(step, self.cadence.eval_every) or self._is_due(
+            step, self.cadence.checkpoint_every
+        )
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.cadence.steps
+
+    def _learn(self, batch: Collected) -> None:
+        groups, began = batch.groups, time.monotonic()
         model, ages = self.experiment.model, [staleness(g, self.learner.updates) for g in groups]
-        batch = prepare(
+        prepared = prepare(
             groups,
             self.best,
             self.section,
@@ -241,31 +236,33 @@ class _Stage:
             classes=classes(model),
             pad_id=model.pad_id,
         )
-        self.best = batch.best
-        record: dict[str, Any] = self.learner.learn(batch)
+        self.best = prepared.best
+        record: dict[str, Any] = self.learner.learn(prepared)
         step = self.learner.updates
-        self.clocks["learning"] += time.monotonic() - began
+        self.learning += time.monotonic() - began
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        since = Counter(self.counts)
+        since = Counter(batch.counts)
         since.subtract(self.told_of)
-        self.told_of = before
+        self.told_of = Counter(batch.counts)
         seen = max(since["rollouts"], 1)
-        busy = sum(self.clocks.values()) or 1.0
+        wall = max(time.monotonic() - self.began, 1e-9)
         record |= {
-            "solve_rate": batch.solve_rate,
+            "solve_rate": prepared.solve_rate,
             "reward": since["right"] / seen,
             "cut": since["cut"] / seen,
-            "length": float(batch.lengths.mean()),
+            "length": float(prepared.lengths.mean()),
             "staleness": max(ages),
-            "uninformative": self.counts["uninformative"],
-            "evicted": self.buffer.evicted,
-            "stale": self.buffer.stale,
-            "loops": self.counts["loops"],
-            "verifier_failures": self.counts["failures"],
+            "uninformative": batch.counts["uninformative"],
+            "evicted": batch.evicted,
+            "stale": batch.stale,
+            "loops": batch.counts["loops"],
+            "verifier_failures": batch.counts["failures"],
             "gibberish": _gibberish(rollouts, model.vocab_size),
-            "microbatches": len(batch.microbatches),
-            "generated_per_second": self.counts["decoded"] / max(self.clocks["generating"], 1e-9),
-            "learning_share": self.clocks["learning"] / busy,
+            "microbatches": len(prepared.microbatches),
+            "generated_per_second": batch.generated / max(batch.seconds, 1e-9),
+            "learnt_per_second": float(record["tokens"]) / max(time.monotonic() - began, 1e-9),
+            "generating_share": batch.seconds / wall,
+            "learning_share": self.learning / wall,
         }
         self.writer(step, record)
         if step % self.cadence.log_every == 0 or step == 1:
@@ -273,18 +270,16 @@ class _Stage:
         self._show(record)
 
     def _after_update(self, step: int) -> None:
-        scoring, saving = (
-            step % every == 0 or step == self.cadence.steps
-            for every in (self.cadence.eval_every, self.cadence.checkpoint_every)
-        )
-        if scoring or saving:
-            self._take_in(self.generation.drain())
-        if scoring or saving or step % self.section.swap_every == 0:
-            self.generation.swap(*self.learner.policy(), step)
-        if scoring:
+        dry = self._runs_dry(step)
+        if dry:
+            self.collector.drain()
+        if dry or step % self.section.swap_every == 0:
+            self.generation.swap(*self._policy(), step)
+        if self._is_due(step, self.cadence.eval_every):
             self._score(step)
-        if saving:
-            there = saved.Progress(self.buffer, self.generation.number, self.best, self.counts)
+        if self._is_due(step, self.cadence.checkpoint_every):
+            wait, counts = self.collector.buffer, self.collector.counts
+            there = saved.Progress(wait, self.collector.number, self.best, counts)
             saved.write(self.folder, step, there)
             self.checkpoints.save(self.learner.state)
 
@@ -296,9 +291,10 @@ class _Stage:
         began = time.monotonic()
         prompts = [self.chat.encode([{"role": "user", "content": t.prompt}]) for t in tasks]
         greedy = Sampling(0.0)
-        results = self.engine.generate(
-            [Request(prompt, self.section.max_tokens, greedy) for prompt in prompts]
-        )
+        with jax.default_device(self.device):
+            results = self.engine.generate(
+                [Request(prompt, self.section.max_tokens, greedy) for prompt in prompts]
+            )
         submissions = [
             Submission(
                 self.chat.decode(result), task.answer, task.metadata,
@@ -348,8 +344,8 @@ class _Stage:
         if record is not None:
             words += f"  reward {record['reward']:.3f}  length {record['length']:.0f}"
         else:
-            words += f"  {len(self.buffer.groups)} of {self.section.prompts} groups"
-        rate = self.counts["decoded"] / max(self.clocks["generating"], 1e-9)
+            words += f"  {len(self.collector.buffer.groups)} of {self.section.prompts} groups"
+        rate = self.collector.generated / max(self.collector.seconds, 1e-9)
         self.progress.draw(f"{words}  {rate:,.0f} tokens/s generated")
 
 
