@@ -46,6 +46,7 @@ FLOOR = {
     "demo": 7,
     "demo_rl": 7,
     "doctor": 7,
+    "plan": 7,
     "results": 7,
     "experiments": 8,
     "launch": 8,

@@ -147,6 +147,15 @@ VERBS: Mapping[str, Verb] = {
         "rerun the studies behind docs/results",
         ("results", "results --only=recall,cca --workdir=runs/results"),
     ),
+    "plan": Verb(
+        "zaya_jax.plan.cli",
+        "does it fit: memory, collectives and time of a step on a cluster that is not here",
+        (
+            "plan --config=experiments/stages/pretrain_1.py --target=mi300x",
+            "plan --config=experiments/zaya1_8b.py --target=h100 --mesh=fsdp=8 --compile",
+            "plan --config=experiments/zaya1_74b.py --nodes=8 --search",
+        ),
+    ),
     "kernels": Verb(
         "zaya_jax.aot.cli",
         "compile every kernel for MI300X and H100, no GPU needed, and count its work",

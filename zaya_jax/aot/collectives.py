@@ -46,6 +46,7 @@ class Collective:
       kind: e.g. `all-gather`.
       axes: mesh axes that its groups span; for a permute, those along which a device's number
         changes. Empty where its groups are of no such kind.
+      group: devices that take part together; of a permute, 1.
       shapes: of its results on one device, e.g. ("f32", (4, 8)).
       times: how often a run executes it.
       known: whether that is known; else `times` counts each loop of unknown length once.
@@ -53,6 +54,7 @@ class Collective:
 
     kind: str
     axes: tuple[str, ...]
+    group: int
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     times: int
     known: bool
@@ -61,6 +63,11 @@ class Collective:
     def bytes(self) -> int:
         """Of its results on one device, each time."""
         return sum(BYTES.get(dtype, 4) * math.prod(shape) for dtype, shape in self.shapes)
+
+    @property
+    def buffer(self) -> int:
+        """Bytes of the larger of what goes in and what comes out, on one device, each time."""
+        return self.bytes * self.group if self.kind == "reduce-scatter" else self.bytes
 
 
 def collectives(hlo: str, mesh: Mapping[str, int]) -> list[Collective]:
@@ -107,10 +114,12 @@ def _walk(
                 for dtype, sizes in _SHAPE.findall(found[1])
                 if dtype in BYTES
             )
-            if found[3] and len(shapes) > 1:  # an asynchronous start also names its operands
-                shapes = shapes[len(shapes) // 2 :]
-            axes = _axes(found[2], line, groups, mesh)
-            yield Collective(found[2], axes, shapes, times, known)
+            if found[3]:
+                shapes = _results(found[2], shapes)
+            members = _replica_groups(line)
+            axes = _axes(found[2], line, groups, members, mesh)
+            group = max(map(len, members), default=1)
+            yield Collective(found[2], axes, group, shapes, times, known)
             continue
         called = _CALLED.findall(line)
         for branches in _BRANCHES.findall(line):
@@ -144,16 +153,27 @@ def _groups_of_axes(mesh: Mapping[str, int]) -> dict[frozenset, tuple[str, ...]]
     return found
 
 
+def _results(
+    kind: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Of an asynchronous start, which also names its operands, those of a sum excepted."""
+    if kind == "all-reduce":
+        return shapes
+    arrays = [shape for shape in shapes if shape != ("u32", ())]  # a permute's two counters
+    return tuple(arrays[len(arrays) // 2 :])
+
+
 def _axes(
     kind: str,
     line: str,
     groups: Mapping[frozenset, tuple[str, ...]],
+    members: list[frozenset[int]],
     mesh: Mapping[str, int],
 ) -> tuple[str, ...]:
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", line)
         return _moved(re.findall(r"\{(\d+),(\d+)\}", pairs[1] + "}") if pairs else [], mesh)
-    return groups.get(frozenset(_replica_groups(line)), ())
+    return groups.get(frozenset(members), ())
 
 
 def _moved(pairs: list[tuple[str, str]], mesh: Mapping[str, int]) -> tuple[str, ...]:
