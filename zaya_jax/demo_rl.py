@@ -11,19 +11,22 @@ import os
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from zaya_jax import config, options
+from zaya_jax.config import rl as rl_config
+from zaya_jax.config.rl import Scoring
 from zaya_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from zaya_jax.rl import scoring
 
 FLAGS = flags.FLAGS
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "rl" / "chain_sum.py"
 FOLDER = "demo-rl"
-TASKS = 32
-POPULATION, CANDIDATES, TAIL = 4, 2, 48
-"""N, C and tau of Markovian RSA, which has one round here; the vote has 2 N rollouts."""
+TASKS, ROWS = 64, 64
 
 
 def define_flags() -> None:
@@ -57,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
     scores = {}
     for name in ("sft", "rl") if FLAGS.tasks else ():
         print(f"\n--- {name}: {FLAGS.tasks} held-out tasks, three ways ---", flush=True)
-        scores[name] = answer(folder / name, rl, FLAGS.tasks)
+        scores[name] = answer(folder / name, rl.rl, FLAGS.tasks)
         for way, found in scores[name].items():
-            print(f"  {way:<24} {found.right:6.1%} right, {found.decoded:6.0f} tokens a task")
+            print(f"  {way:<24} {found.accuracy:6.1%} right, {found.decoded:6.0f} tokens a task")
     page = write_report(folder / "rl", scores)
     print(f"\nruns:    {folder / 'sft'}, {folder / 'rl'}\nreport:  {page}\n\nNext:")
     print("  python launch.py rl --config=experiments/rl/chain_sum.py \\")
@@ -86,84 +89,42 @@ def experiment(stage: str, seed: int) -> config.Experiment:
     return config.freeze(settings)
 
 
-class Score(NamedTuple):
-    """right: share of the tasks. decoded: D(q), mean of the tasks."""
+WAYS = {
+    "one rollout": Scoring(population=1),
+    "vote of 8": Scoring(population=8),
+    "RSA, T=1, N=4, C=2": Scoring(population=4, candidates=2, rounds=1, tail=48),
+}
+"""How the held-out tasks are answered in the end, sampled at temperature 1."""
 
-    right: float
-    decoded: float
 
-
-def answer(folder: Path, stage: config.Experiment, tasks: int) -> dict[str, Score]:
+def answer(folder: Path, section: rl_config.RL, tasks: int) -> dict[str, scoring.Scored]:
     """Answers the first held-out tasks of a stage with the model of a run, by way."""
-    from zaya_jax.infer.rsa import Settings, solve
-    from zaya_jax.infer.rsa.generator import Chat, GeneratorPolicy, capacity
+    from zaya_jax.infer.engine import Engine, Options
+    from zaya_jax.infer.rsa.generator import Chat
     from zaya_jax.load import load
+    from zaya_jax.rl import scoring
     from zaya_jax.rl.questions import Questions
-    from zaya_jax.rl.rewards.interface import Submission
     from zaya_jax.rl.rewards.score import Scorer
-    from zaya_jax.train.progress import Progress
 
     loaded = load(folder)
-    chat, tokenizer = Chat(loaded), loaded.require_tokenizer()
-    section = stage.rl
+    chat = Chat(loaded)
     asked = Questions(section.tasks, heldout=section.heldout, seed=0).heldout[:tasks]
-    rsa = Settings(
-        population=POPULATION,
-        candidates=CANDIDATES,
-        rounds=1,
-        tail=TAIL,
-        budget=section.max_tokens,
-        final_budget=None,
-        kind="answer",
-    )
-    vote = dataclasses.replace(rsa, population=2 * POPULATION, rounds=0)
-    conversations = [({"role": "user", "content": task.prompt},) for task in asked]
-    room = max(
-        capacity(conversation, settings, chat, loaded.model.context_length)
-        for conversation in conversations
-        for settings in (rsa, vote)
-    )
-    policy = GeneratorPolicy(loaded, chat, batch=2 * POPULATION, capacity=room)
-    progress = Progress(2 * len(asked))
-    given: dict[str, list[tuple[str | None, int]]] = {"one rollout": [], "vote": [], "RSA": []}
-    for i, conversation in enumerate(conversations):
-        seeded = dataclasses.replace(vote, seed=i)
-        voted = solve(policy, conversation, seeded, tokenizer)
-        given["one rollout"].append((voted.answers[0], voted.stages[0][0].tokens))
-        given["vote"].append((voted.chosen.answer, voted.decoded))
-        progress.draw(f"task {i + 1}/{len(asked)}")
-        solved = solve(policy, conversation, dataclasses.replace(rsa, seed=i), tokenizer)
-        given["RSA"].append((solved.chosen.answer, solved.decoded))
+    room = max(scoring.room(asked, way, section.max_tokens, chat) for way in WAYS.values())
+    engine = Engine(loaded, Options(rows=ROWS, row_sizes=(ROWS,), capacity=room))
     with Scorer(seconds=section.verifier_seconds) as scorer:
-        found = {}
-        for way, answers in given.items():
-            rewards = scorer.score(
-                [task.verifier for task in asked],
-                [
-                    Submission(f"<answer>{text}</answer>", task.answer, task.metadata)
-                    for task, (text, _) in zip(asked, answers, strict=True)
-                ],
-            ).rewards
-            decoded = sum(tokens for _, tokens in answers) / len(answers)
-            found[NAMES[way]] = Score(float((rewards == 1).mean()), decoded)
-    return found
+        return {
+            name: scoring.score(engine, chat, asked, scorer, way, section.max_tokens)
+            for name, way in WAYS.items()
+        }
 
 
-NAMES = {
-    "one rollout": "one rollout",
-    "vote": f"vote of {2 * POPULATION}",
-    "RSA": f"RSA, T=1, N={POPULATION}, C={CANDIDATES}",
-}
-"""What a way is called on the page."""
-
-
-def write_report(folder: Path, scores: dict[str, dict[str, Score]]) -> Path:
+def write_report(folder: Path, scores: dict[str, dict[str, scoring.Scored]]) -> Path:
     """The page of the RL run, with the ways of answering beside it."""
     from zaya_jax.report import page, run
 
     tables: dict[str, dict[str, Any]] = {
         f"Held-out tasks, answered by {name}": {
-            way: f"{found.right:.1%} right, {found.decoded:.0f} tokens a task"
+            way: f"{found.accuracy:.1%} right, {found.decoded:.0f} tokens a task"
             for way, found in ways.items()
         }
         for name, ways in scores.items()

@@ -34,8 +34,10 @@ STUDIES = {
     "pid": "experiments/sweeps/pid.py",
     "rl_sft": "experiments/ablations/rl_sft.py",
     "rl": "experiments/ablations/rl.py",
+    "rsa_sft": "experiments/ablations/rsa_sft.py",
+    "rsa": "experiments/ablations/rsa.py",
 }
-BEGINS = {"rl": "rl_sft"}
+BEGINS = {"rl": "rl_sft", "rsa": "rsa_sft"}
 """Studies that begin where the runs of another ended: its directory is their file's argument."""
 OUTLOOK = {
     "router": """
@@ -68,6 +70,11 @@ OUTLOOK = {
         Whether what RL finds here, to do what a minority of the demonstrations does, is all that it
         can find; and everything that shows only in thousands of tokens an answer: staleness,
         truncation, length.""",
+    "rsa_sft": """
+        Nothing: it is where the next study begins.""",
+    "rsa": """
+        Whether aggregation finds what none of the attempts has; here it can only go on with them,
+        and tell the wrong ones by the company of the right.""",
 }
 """What a larger run would settle, by study."""
 INDEX = "README.md"
@@ -84,7 +91,7 @@ says how many seeds would settle a difference of the size seen. These models hav
 of ZAYA1-8B's parameters: a verdict is about them, and a hint about it."""
 LONGEST = 90.0
 """Seconds that a run of a study may take, on a quiet machine,"""
-LONG = {"rl_sft": 900.0, "rl": 900.0}
+LONG = {"rl_sft": 900.0, "rl": 900.0, "rsa_sft": 900.0, "rsa": 900.0}
 """but for these."""
 THREADS = 2
 """Of a run: what compiles it and its steps both use two, and a small machine's two cores may be

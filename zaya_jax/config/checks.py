@@ -101,6 +101,16 @@ def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
             yield f"rl.loss.{name} = {getattr(section.loss, name)}: expected 0 to 1"
     if not 0 <= section.length.coefficient <= 1:
         yield f"rl.length.coefficient = {section.length.coefficient}: expected 0 to 1"
+    scoring = section.scoring
+    for name, least in (("population", 0), ("candidates", 1), ("rounds", 0), ("budget", 0)):
+        if getattr(scoring, name) < least:
+            yield f"rl.scoring.{name} = {getattr(scoring, name)}: expected at least {least}"
+    yield from _positive("rl.scoring", scoring, "tail")
+    if scoring.rounds and scoring.candidates > scoring.population:
+        yield (
+            f"rl.scoring.candidates = {scoring.candidates}: more than rl.scoring.population = "
+            f"{scoring.population}, of which they are drawn"
+        )
     if section.tasks and section.loss.replay and experiment.model.router.top_k > 1:
         yield "rl.loss.replay: routes of model.router.top_k = 1 can be replayed, no others"
     longest = section.max_prompt + section.max_tokens - 1

@@ -34,6 +34,18 @@ class Length:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How held-out tasks are answered; see docs/rsa.md."""
+
+    population: int = 0  # N rollouts of Markovian RSA, whose majority counts; 0: one greedy answer
+    candidates: int = 1  # C, tails that a prompt shows
+    rounds: int = 0  # T; 0 is a vote of N
+    tail: int = 4096  # tau, tokens of a tail
+    budget: int = 0  # tokens of a rollout; 0: rl.max_tokens
+    template: str | None = None  # of aggregation prompts, a Jinja file; None for ours
+
+
+@dataclasses.dataclass(frozen=True)
 class RL:
     """What is asked, how answers are sampled, and how they are learnt from."""
 
@@ -41,6 +53,7 @@ class RL:
     # JSONL file of {prompt, answer, verifier}
     tasks: tuple[tuple[str, float], ...] = ()
     heldout: int = 128  # tasks to score on, none of which is trained on
+    scoring: Scoring = Scoring()
     prompts: int = 128  # groups of an update
     group: int = 16  # rollouts of a prompt
     max_prompt: int = 20_480  # tokens; longer ones are passed over, and counted

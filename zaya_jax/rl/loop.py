@@ -31,12 +31,11 @@ import numpy as np
 from zaya_jax import load
 from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
-from zaya_jax.infer.engine import Engine, Options, Request
+from zaya_jax.infer.engine import Engine, Options
 from zaya_jax.infer.rsa.generator import Chat
-from zaya_jax.infer.sampler import Sampling
 from zaya_jax.model.functional import Biases, Params
 from zaya_jax.model.router import classes
-from zaya_jax.rl import gibberish, saved
+from zaya_jax.rl import gibberish, saved, scoring
 from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
 from zaya_jax.rl.collect import Collected, Collector
@@ -44,13 +43,13 @@ from zaya_jax.rl.generation import Generation
 from zaya_jax.rl.learner import Learner
 from zaya_jax.rl.questions import Questions
 from zaya_jax.rl.record import ROLLOUTS
-from zaya_jax.rl.rewards.interface import Submission
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Group, staleness
 from zaya_jax.train import interrupt, setup, start, workdir
 from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.metrics import Writer
 from zaya_jax.train.progress import Progress, clock
+from zaya_jax.train.throughput import Compilations, compilations, peak_memory_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,8 @@ def run(experiment: Experiment, folder: Path | str, progress: Progress | None = 
         checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment)))
         stop = stack.enter_context(interrupt.requests())
         scorer = stack.enter_context(Scorer(seconds=experiment.rl.verifier_seconds))
-        stage = _Stage(experiment, folder, checkpoints, scorer, progress, stop)
+        compiled = stack.enter_context(compilations())
+        stage = _Stage(experiment, folder, checkpoints, scorer, progress, stop, compiled)
         stack.callback(stage.close)
         return stage()
 
@@ -103,8 +103,10 @@ class _Stage:
         scorer: Scorer,
         progress: Progress,
         stop: interrupt.Request,
+        compiled: Compilations,
     ):
         self.experiment, self.folder, self.section = experiment, folder, experiment.rl
+        self.compiled = compiled
         self.checkpoints, self.scorer = checkpoints, scorer
         self.progress, self.stop, self.cadence = progress, stop, experiment.train
         base = start.load_base(experiment, folder, progress.say) if experiment.lora.rank else None
@@ -160,14 +162,19 @@ class _Stage:
         model = dataclasses.replace(self.experiment.model, layers="unroll", remat="none")
         loaded = dataclasses.replace(source, model=model, params=params, biases=biases)
         section = self.section
-        room = min(model.context_length, section.max_prompt + section.max_tokens)
+        chat = Chat(loaded)
+        room = section.max_prompt + section.max_tokens
+        asked = scoring.room(self.questions.heldout, section.scoring, section.max_tokens, chat)
+        room = min(model.context_length, max(room, asked))
         # Few shapes to compile: as many rows as there are mostly, and fewer to run dry.
         rows = section.concurrent
         sizes = (rows // 4, rows) if rows >= 16 else (rows,)
         chunks = Options().chunks if section.max_prompt > Options().chunks[0] else (64,)
         options = Options(rows=rows, row_sizes=sizes, capacity=room, chunks=chunks)
         with jax.default_device(self.device):
-            return Engine(loaded, options), Chat(loaded)
+            engine = Engine(loaded, options)
+            engine.warm_up()
+        return engine, chat
 
     def _policy(self) -> tuple[Params, Biases]:
         """The policy, copied to the engine's device."""
@@ -263,6 +270,8 @@ class _Stage:
             "learnt_per_second": float(record["tokens"]) / max(time.monotonic() - began, 1e-9),
             "generating_share": batch.seconds / wall,
             "learning_share": self.learning / wall,
+            "compilations": self.compiled.count,
+            "peak_memory_bytes": peak_memory_bytes(jax.local_devices()[0]),
         }
         self.writer(step, record)
         if step % self.cadence.log_every == 0 or step == 1:
@@ -284,33 +293,29 @@ class _Stage:
             self.checkpoints.save(self.learner.state)
 
     def _score(self, step: int) -> None:
-        """Answers the held-out tasks greedily; nothing else is under way."""
-        tasks = self.questions.heldout
+        """Answers the held-out tasks; nothing else is under way."""
+        tasks, section = self.questions.heldout, self.section
         if not tasks:
             return
         began = time.monotonic()
-        prompts = [self.chat.encode([{"role": "user", "content": t.prompt}]) for t in tasks]
-        greedy = Sampling(0.0)
         with jax.default_device(self.device):
-            results = self.engine.generate(
-                [Request(prompt, self.section.max_tokens, greedy) for prompt in prompts]
+            found = scoring.score(
+                self.engine, self.chat, tasks, self.scorer, section.scoring, section.max_tokens
             )
-        submissions = [
-            Submission(
-                self.chat.decode(result), task.answer, task.metadata,
-                self.chat.opens_thinking(prompt),
-            )
-            for task, prompt, result in zip(tasks, prompts, results, strict=True)
-        ]  # fmt: skip
-        scores = self.scorer.score([task.verifier for task in tasks], submissions)
-        accuracy = float(np.mean(np.nan_to_num(scores.rewards)))
-        self.accuracy[step] = accuracy
-        length = float(np.mean([len(result.tokens) for result in results]))
-        self.writer(step, {"heldout_accuracy": accuracy, "heldout_length": length})
+        self.accuracy[step] = accuracy = found.accuracy
+        self.writer(
+            step,
+            {
+                "heldout_accuracy": accuracy,
+                "heldout_length": found.length,
+                "heldout_decoded": found.decoded,
+                "heldout_prompt": found.prompt,
+            },
+        )
         error = 1.96 * math.sqrt(accuracy * (1 - accuracy) / len(tasks))
         self.progress.say(
             f"update {step:,}: {accuracy:.1%} +- {error:.1%} of {len(tasks)} held-out tasks right, "
-            f"{length:.0f} tokens each ({clock(time.monotonic() - began)})"
+            f"{found.length:.0f} tokens each ({clock(time.monotonic() - began)})"
         )
 
     def _keep_sample(self, step: int, group: Group) -> None:

@@ -85,6 +85,16 @@ def heldout_length(lines: Lines) -> float | None:
     return _evaluated(lines, "heldout_length")
 
 
+def heldout_decoded(lines: Lines) -> float | None:
+    """D(q): tokens decoded for a held-out task, by all of its rollouts, at the last evaluation."""
+    return _evaluated(lines, "heldout_decoded")
+
+
+def heldout_prompt(lines: Lines) -> float | None:
+    """Tokens of the longest prompt of a held-out task, at the last evaluation."""
+    return _evaluated(lines, "heldout_prompt")
+
+
 def solve_rate(lines: Lines) -> float | None:
     """Share of the sampled answers that are right, mean of the last tenth of the lines."""
     return _at_the_end(lines, "reward")
@@ -228,6 +238,8 @@ MEASURES = {
         Measure(loss_per_target, "held-out loss", "nats", LESS),
         Measure(heldout_accuracy, "held-out tasks right", "", MORE),
         Measure(heldout_length, "tokens of an answer", "tokens", LESS),
+        Measure(heldout_decoded, "tokens decoded for a task", "tokens", LESS),
+        Measure(heldout_prompt, "longest prompt", "tokens", LESS),
         Measure(solve_rate, "sampled answers right", "", MORE),
         Measure(disagreement, "KL of generation and trainer", "nats", LESS),
         Measure(steps_to_balance, "steps to balance", "steps", LESS),

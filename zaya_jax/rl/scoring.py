@@ -1,0 +1,175 @@
+"""How many held-out tasks a policy gets right: greedily, by a vote, or with Markovian RSA.
+
+All tasks are answered side by side: a stage of RSA is generated for every task before the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from zaya_jax.config.rl import Scoring
+from zaya_jax.infer.engine import Engine, Request
+from zaya_jax.infer.request import Completion, Finish
+from zaya_jax.infer.rsa import Ask, Sample, Settings, selection
+from zaya_jax.infer.rsa import prompts as stages
+from zaya_jax.infer.rsa import settings as rsa
+from zaya_jax.infer.rsa.generator import Chat
+from zaya_jax.infer.sampler import Sampling
+from zaya_jax.rl.rewards.interface import Submission, Task
+from zaya_jax.rl.rewards.score import Scorer
+
+
+class Scored(NamedTuple):
+    """What came of it.
+
+    Attributes:
+      accuracy: share of the tasks that were answered right.
+      length: tokens of an answer, mean; with RSA of a rollout of the last stage.
+      decoded: D(q), newly decoded tokens of all rollouts of a task, mean.
+      prompt: tokens of the longest prompt.
+    """
+
+    accuracy: float
+    length: float
+    decoded: float
+    prompt: int
+
+
+def settings_of(scoring: Scoring, max_tokens: int) -> Settings:
+    """Markovian RSA as a config names it; answers are those that verifiers look for."""
+    return Settings(
+        population=scoring.population,
+        candidates=scoring.candidates,
+        rounds=scoring.rounds,
+        tail=scoring.tail,
+        budget=scoring.budget or max_tokens,
+        final_budget=None,
+        kind="answer",
+        template=scoring.template,
+    )
+
+
+def room(tasks: Sequence[Task], scoring: Scoring, max_tokens: int, chat: Chat) -> int:
+    """Tokens that the longest prompt and its rollout may take."""
+    conversations = [[{"role": "user", "content": task.prompt}] for task in tasks]
+    if not scoring.population:
+        longest = max((len(chat.encode(c)) for c in conversations), default=0)
+        return longest + max_tokens
+    settings = settings_of(scoring, max_tokens)
+    asked = [
+        stages.longest(conversation, settings, lambda m: len(chat.encode(m)))
+        for conversation in conversations
+    ]
+    return max(asked, default=0) + settings.budget
+
+
+def score(
+    engine: Engine,
+    chat: Chat,
+    tasks: Sequence[Task],
+    scorer: Scorer,
+    scoring: Scoring,
+    max_tokens: int,
+) -> Scored:
+    """Answers tasks and has them judged. What a verifier fails on counts as wrong.
+
+    Args:
+      engine: with nothing under way.
+      chat: of the engine's model.
+      tasks: at least one.
+      scorer: judges.
+      scoring: how they are answered.
+      max_tokens: of an answer, where `scoring.budget` says nothing.
+
+    Raises:
+      UserError: a task that has no room.
+    """
+    if not scoring.population:
+        greedy = rsa.Sampling(temperature=0.0)
+        asks = [
+            Ask(({"role": "user", "content": task.prompt},), max_tokens, greedy, seed=0)
+            for task in tasks
+        ]
+        samples = _answer(engine, chat, asks)
+        submitted = [
+            Submission(sample.text, task.answer, task.metadata, sample.thinking)
+            for task, sample in zip(tasks, samples, strict=True)
+        ]
+        lengths = [float(sample.tokens) for sample in samples]
+        accuracy = _judge(scorer, tasks, submitted)
+        longest = max(sample.prompt_tokens for sample in samples)
+        return Scored(accuracy, float(np.mean(lengths)), float(np.mean(lengths)), longest)
+    return _with_rsa(engine, chat, tasks, scorer, settings_of(scoring, max_tokens))
+
+
+def _with_rsa(
+    engine: Engine, chat: Chat, tasks: Sequence[Task], scorer: Scorer, settings: Settings
+) -> Scored:
+    tokenizer = engine.loaded.require_tokenizer()
+    each = [dataclasses.replace(settings, seed=i) for i in range(len(tasks))]
+    populations: list[list[Sample]] = [[] for _ in tasks]
+    decoded, longest = 0, 0
+    for stage in range(settings.rounds + 1):
+        asks = [
+            planned.ask
+            for task, own, before in zip(tasks, each, populations, strict=True)
+            for planned in stages.plan(
+                stage, before, [{"role": "user", "content": task.prompt}], own, tokenizer
+            )
+        ]
+        samples = _answer(engine, chat, asks)
+        decoded += sum(sample.tokens for sample in samples)
+        longest = max(longest, *(sample.prompt_tokens for sample in samples))
+        N = settings.population
+        populations = [samples[i * N : (i + 1) * N] for i in range(len(tasks))]
+    submitted = [
+        Submission(f"<answer>{answer}</answer>", task.answer, task.metadata)
+        for task, population in zip(tasks, populations, strict=True)
+        for answer in [selection.majority(population, settings.kind).answer]
+    ]
+    lengths = [sample.tokens for population in populations for sample in population]
+    accuracy = _judge(scorer, tasks, submitted)
+    return Scored(accuracy, float(np.mean(lengths)), decoded / len(tasks), longest)
+
+
+def _answer(engine: Engine, chat: Chat, asks: Sequence[Ask]) -> list[Sample]:
+    prompts = [chat.encode(ask.messages) for ask in asks]
+    requests = [
+        Request(
+            prompt,
+            ask.max_tokens,
+            Sampling(
+                ask.sampling.temperature,
+                ask.sampling.top_k,
+                ask.sampling.top_p,
+                ask.sampling.min_p,
+                seed=ask.seed,
+            ),
+        )
+        for ask, prompt in zip(asks, prompts, strict=True)
+    ]
+    samples = []
+    for prompt, result in zip(prompts, engine.generate(requests), strict=True):
+        finish: Finish = "length" if result.finish == "length" else "eos"
+        written = Completion(
+            result.text, result.tokens, result.logprobs, finish, result.prompt_tokens
+        )
+        samples.append(
+            Sample(
+                text=chat.decode(written),
+                tokens=len(result.tokens),
+                prompt_tokens=len(prompt),
+                finish=finish,
+                thinking=chat.opens_thinking(prompt),
+            )
+        )
+    return samples
+
+
+def _judge(scorer: Scorer, tasks: Sequence[Task], submitted: Sequence[Submission]) -> float:
+    scores = scorer.score([task.verifier for task in tasks], submitted)
+    return float(np.mean(np.nan_to_num(scores.rewards)))
