@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import os
 import random
+import signal
 import time
 
 import jax
@@ -131,7 +133,7 @@ def test_a_stage_that_died_comes_to_the_same_batches(start, done, tmp_path, monk
         patched.setattr(loop._Stage, "_learn", die)
         with pytest.raises(Killed):
             loop.run(start, tmp_path, quiet())
-    assert saved.read(tmp_path, 2).number > 0
+    assert saved.read(tmp_path, 2).numbers[0] > 0
     assert loop.run(start, tmp_path, quiet()).step == 4
     for one, other in zip(restore_weights(tmp_path)[1:], restore_weights(done[1])[1:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -193,6 +195,33 @@ def test_generation_ahead_is_deterministic_bounded_and_resumes(start, tmp_path, 
     assert loop.run(stage, tmp_path / "killed", quiet()).step == 4
     again = [record for record in metrics.read(tmp_path / "killed") if "loss" in record]
     assert [r["loss"] for r in again] == [r["loss"] for r in updates]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["process", "ray"])
+def test_workers_give_the_same_stage_every_time_and_one_may_die(start, tmp_path, kind, monkeypatch):
+    if kind == "ray":
+        pytest.importorskip("ray")
+    section = dataclasses.replace(start.rl, rollout=kind, workers=2, overlap=True, heldout=4)
+    stage = dataclasses.replace(start, rl=section)
+    losses = []
+    for name in ("one", "other"):
+        assert loop.run(stage, tmp_path / name, quiet()).step == 4
+        losses.append([r["loss"] for r in metrics.read(tmp_path / name) if "loss" in r])
+    assert losses[0] == losses[1]
+
+    learn = loop._Stage._learn
+
+    def kill(self, batch):
+        learn(self, batch)
+        if self.learner.updates == 3:
+            os.kill(self.rollouts._remotes[1]("pid")[0], signal.SIGKILL)
+
+    monkeypatch.setattr(loop._Stage, "_learn", kill)
+    assert loop.run(stage, tmp_path / "killed", quiet()).step == 4
+    last = [record for record in metrics.read(tmp_path / "killed") if "loss" in record][-1]
+    assert 0 < last["lost_rollouts"] <= section.concurrent
+    assert last["accepted"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ class Scorer:
 class Chat:
     """Text is its own tokens."""
 
+    @property
+    def tokenizer(self):
+        return Tokenizer()
+
     def encode(self, messages):
         return [ord(c) for c in messages[-1]["content"]]
 
@@ -48,7 +52,6 @@ class Engine:
 
     def __init__(self, answer):
         self.answer, self.asked = answer, []
-        self.loaded = SimpleNamespace(require_tokenizer=Tokenizer)
 
     def generate(self, requests):
         self.asked.append(requests)

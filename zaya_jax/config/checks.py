@@ -11,7 +11,7 @@ from typing import Any
 from pallas_kernels import dispatch
 from zaya_jax.config import mesh
 from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, check_kind
-from zaya_jax.config.rl import ADVANTAGES, CENTRES, TRUNCATIONS
+from zaya_jax.config.rl import ADVANTAGES, CENTRES, ROLLOUTS, TRUNCATIONS
 from zaya_jax.config.schema import (
     ALL_TO_ALL,
     BAD_RECORDS,
@@ -83,7 +83,7 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
 def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
     section = experiment.rl
     counts = "prompts max_prompt max_tokens concurrent swap_every buffer"
-    counts += " microbatch_tokens microbatch_rows verifier_seconds"
+    counts += " microbatch_tokens microbatch_rows verifier_seconds workers"
     yield from _positive("rl", section, counts)
     if section.group < 2:
         yield f"rl.group = {section.group}: expected at least 2: a rollout is judged by the others"
@@ -92,6 +92,9 @@ def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
             yield f"rl.{name} = {getattr(section, name)}: expected at least 0"
     if not 0 <= section.min_p <= 1:
         yield f"rl.min_p = {section.min_p}: expected a share from 0 to 1"
+    yield from _among("rl.rollout", section.rollout, ROLLOUTS)
+    if section.rollout == "inline" and section.workers > 1:
+        yield f"rl.workers = {section.workers}: with rl.rollout = 'inline' there is one"
     yield from _among("rl.loss.advantage", section.loss.advantage, ADVANTAGES)
     yield from _among("rl.loss.truncation", section.loss.truncation, TRUNCATIONS)
     yield from _among("rl.loss.centre", section.loss.centre, CENTRES)

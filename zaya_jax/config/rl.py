@@ -7,6 +7,7 @@ import dataclasses
 ADVANTAGES = ("maxrl", "grpo")
 TRUNCATIONS = ("G-1", "G")
 CENTRES = ("shaped", "task")
+ROLLOUTS = ("inline", "process", "ray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ class RL:
     max_tokens: int = 81_920  # of a rollout
     min_p: float = 0.0  # of sampling, whose temperature is 1
     concurrent: int = 256  # rollouts under way at once
+    rollout: str = "inline"  # inline | process | ray: where the engines are
+    workers: int = 1  # processes, or Ray actors; `concurrent` is divided among them
     overlap: bool = False  # generate the next batch while this one is learnt from
     swap_every: int = 2  # updates after which generation goes on with the new weights
     staleness: int = 2  # most updates between a token and the policy that learns from it

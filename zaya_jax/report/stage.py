@@ -104,6 +104,7 @@ CANARIES = (
         (
             Curve("loops", "loops, reward 0"),
             Curve("verifier_failures", "verifier failures"),
+            Curve("lost_rollouts", "rollouts lost with their workers"),
             Curve("evicted", "groups evicted"),
             Curve("stale", "groups too old"),
         ),

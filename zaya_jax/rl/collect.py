@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from zaya_jax.config.rl import RL
 from zaya_jax.errors import UserError
 from zaya_jax.rl import buffer as buffers
 from zaya_jax.rl.buffer import Buffer
-from zaya_jax.rl.generation import Finished, Generation
+from zaya_jax.rl.generation import Finished
 from zaya_jax.rl.judging import Judged, judge
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Group
+from zaya_jax.rl.workers import Rollouts
 
 PATIENCE = 100
 """Batches' worth of groups that may pass without one to learn from."""
@@ -53,24 +53,22 @@ class Collector:
 
     def __init__(
         self,
-        generation: Generation,
+        rollouts: Rollouts,
         scorer: Scorer,
         section: RL,
         buffer: Buffer,
         counts: Mapping[str, int],
-        device: jax.Device,
         say: Callable[[str], None],
     ):
         """Args:
-        generation: asks and samples.
+        rollouts: asks and samples.
         scorer: judges.
         section: the config.
         buffer, counts: to go on with.
-        device: where the engine is.
         say: tells a person something.
         """
-        self._generation, self._scorer, self._section = generation, scorer, section
-        self._device, self._say, self._told = device, say, set[str]()
+        self._rollouts, self._scorer, self._section = rollouts, scorer, section
+        self._say, self._told = say, set[str]()
         self.buffer, self.counts, self.seconds = buffer, Counter(counts), 0.0
         self._decoded = self.counts["decoded"]
 
@@ -78,11 +76,6 @@ class Collector:
     def generated(self) -> int:
         """Tokens decoded in this start."""
         return self.counts["decoded"] - self._decoded
-
-    @property
-    def number(self) -> int:
-        """Of the next task."""
-        return self._generation.number
 
     def batch(
         self, version: int, stop: Callable[[], bool], tick: Callable[[], None] = lambda: None
@@ -107,7 +100,7 @@ class Collector:
                 lost = self.buffer.evicted, self.buffer.stale
                 counts = Counter(self.counts)
                 return Collected(groups, counts, self.seconds, self.generated, *lost)
-            passed += self._take_in(self._generation.step)
+            passed += self._take_in(self._rollouts.step)
             if passed > PATIENCE * section.prompts:
                 raise UserError(
                     f"{passed:,} groups gave no batch of {section.prompts} to learn from: "
@@ -120,13 +113,12 @@ class Collector:
 
     def drain(self) -> None:
         """Lets all that is under way come to its end."""
-        self._take_in(self._generation.drain)
+        self._take_in(self._rollouts.drain)
 
     def _take_in(self, generate: Callable[[], Sequence[Finished]]) -> int:
         """Judges what gets finished and puts what teaches into the buffer; how many groups."""
         began = time.monotonic()
-        with jax.default_device(self._device):
-            finished = generate()
+        finished = generate()
         judged = judge(finished, self._scorer) if finished else None
         self.seconds += time.monotonic() - began
         if judged is None:

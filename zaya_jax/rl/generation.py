@@ -65,6 +65,7 @@ class Generation:
         *,
         seed: int,
         number: int = 0,
+        stride: int = 1,
         updates: int = 0,
     ):
         """Args:
@@ -74,11 +75,12 @@ class Generation:
         section: group, budgets and sampling.
         seed: of all sampling.
         number: of the first task to ask.
+        stride: from the number of a task to that of the next.
         updates: behind the engine's weights.
         """
         self._engine, self._chat, self._questions = engine, chat, questions
         self._section, self._seed = section, seed
-        self.number, self.passed_over = number, 0
+        self.number, self._stride, self.passed_over = number, stride, 0
         self._updates = {engine.version: updates}
         self._groups: dict[int, _Group] = {}
         self._owner: dict[int, tuple[int, int]] = {}
@@ -120,7 +122,7 @@ class Generation:
     def _admit(self) -> None:
         section = self._section
         while self.underway + section.group <= max(section.concurrent, section.group):
-            number, self.number = self.number, self.number + 1
+            number, self.number = self.number, self.number + self._stride
             task = self._questions(number)
             if task is None:
                 continue

@@ -25,21 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax import load
 from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
-from zaya_jax.infer.engine import Engine, Options
 from zaya_jax.infer.rsa.generator import Chat
-from zaya_jax.model.functional import Biases, Params
 from zaya_jax.model.router import classes
-from zaya_jax.rl import gibberish, saved, scoring
+from zaya_jax.rl import gibberish, saved, scoring, workers
 from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
 from zaya_jax.rl.collect import Collected, Collector
-from zaya_jax.rl.generation import Generation
 from zaya_jax.rl.learner import Learner
 from zaya_jax.rl.questions import Questions
 from zaya_jax.rl.record import ROLLOUTS
@@ -115,7 +111,7 @@ class _Stage:
         if state is None:
             state = start.first_state(experiment, progress.say, base)
             wait = Buffer(self.section.buffer * self.section.prompts, self.section.staleness)
-            there = saved.Progress(wait, 0, {}, {})
+            there = saved.Progress(wait, [0], {}, {})
         else:
             there = saved.read(folder, int(state.step))
             progress.say(f"resuming {folder} at update {int(state.step):,}")
@@ -124,26 +120,13 @@ class _Stage:
         self.questions = Questions(
             self.section.tasks, heldout=self.section.heldout, seed=self.cadence.seed
         )
-        # On the last device, which is the first where there is one.
-        self.device = jax.local_devices()[-1 if self.section.overlap else 0]
-        self.engine, self.chat = self._open_engine()
-        self.generation = Generation(
-            self.engine,
-            self.chat,
-            self.questions,
-            self.section,
-            seed=self.cadence.seed,
-            number=there.number,
-            updates=self.learner.updates,
-        )
+        self.loaded = load.load(self.cadence.init_from or "")
+        self._keep_tokenizer()
+        self.chat = Chat(self.loaded)
+        self.loaded = dataclasses.replace(self.loaded, params={}, biases={})
+        self.rollouts = self._open_rollouts(there.numbers)
         self.collector = Collector(
-            self.generation,
-            scorer,
-            self.section,
-            there.buffer,
-            there.counts,
-            self.device,
-            progress.say,
+            self.rollouts, scorer, self.section, there.buffer, there.counts, progress.say
         )
         self.writer = Writer(folder, self.learner.updates, experiment)
         self.accuracy: dict[int, float] = {}
@@ -151,38 +134,24 @@ class _Stage:
         self.began, self.learning = time.monotonic(), 0.0
         self.beside = ThreadPoolExecutor(1, "generation")
 
-    def _open_engine(self) -> tuple[Engine, Chat]:
-        source = load.load(self.cadence.init_from or "")
+    def _keep_tokenizer(self) -> None:
         tokenizer = self.folder / workdir.TOKENIZER
         if not tokenizer.exists():
             named = load.tokenizer_for(self.experiment)
-            setup.save_tokenizer(source.require_tokenizer(), named, tokenizer)
-        # Copies: an update reuses the memory of the trainer's own.
-        params, biases = self._policy()
-        model = dataclasses.replace(self.experiment.model, layers="unroll", remat="none")
-        loaded = dataclasses.replace(source, model=model, params=params, biases=biases)
-        section = self.section
-        chat = Chat(loaded)
-        room = section.max_prompt + section.max_tokens
-        asked = scoring.room(self.questions.heldout, section.scoring, section.max_tokens, chat)
-        room = min(model.context_length, max(room, asked))
-        # Few shapes to compile: as many rows as there are mostly, and fewer to run dry.
-        rows = section.concurrent
-        sizes = (rows // 4, rows) if rows >= 16 else (rows,)
-        chunks = Options().chunks if section.max_prompt > Options().chunks[0] else (64,)
-        options = Options(rows=rows, row_sizes=sizes, capacity=room, chunks=chunks)
-        with jax.default_device(self.device):
-            engine = Engine(loaded, options)
-            engine.warm_up()
-        return engine, chat
+            setup.save_tokenizer(self.loaded.require_tokenizer(), named, tokenizer)
 
-    def _policy(self) -> tuple[Params, Biases]:
-        """The policy, copied to the engine's device."""
-        return jax.device_put(jax.tree.map(jnp.copy, self.learner.policy()), self.device)
+    def _open_rollouts(self, numbers: list[int]) -> workers.Rollouts:
+        policy, updates = self.learner.policy(), self.learner.updates
+        if self.section.rollout != "inline":
+            return workers.Pool(self.experiment, numbers, *policy, updates, self.progress.say)
+        # On the last device, which is the first where there is one.
+        device = jax.local_devices()[-1 if self.section.overlap else 0]
+        return workers.Inline(self.experiment, numbers, *policy, updates, device)
 
     def close(self) -> None:
         """Ends what is open."""
         self.beside.shutdown()
+        self.rollouts.close()
         self.writer.close()
 
     def __call__(self) -> Outcome:
@@ -263,6 +232,7 @@ class _Stage:
             "evicted": batch.evicted,
             "stale": batch.stale,
             "loops": batch.counts["loops"],
+            "lost_rollouts": self.rollouts.lost,
             "verifier_failures": batch.counts["failures"],
             "gibberish": _gibberish(rollouts, model.vocab_size),
             "microbatches": len(prepared.microbatches),
@@ -283,12 +253,12 @@ class _Stage:
         if dry:
             self.collector.drain()
         if dry or step % self.section.swap_every == 0:
-            self.generation.swap(*self._policy(), step)
+            self.rollouts.swap(*self.learner.policy(), step)
         if self._is_due(step, self.cadence.eval_every):
             self._score(step)
         if self._is_due(step, self.cadence.checkpoint_every):
             wait, counts = self.collector.buffer, self.collector.counts
-            there = saved.Progress(wait, self.collector.number, self.best, counts)
+            there = saved.Progress(wait, self.rollouts.numbers, self.best, counts)
             saved.write(self.folder, step, there)
             self.checkpoints.save(self.learner.state)
 
@@ -298,10 +268,9 @@ class _Stage:
         if not tasks:
             return
         began = time.monotonic()
-        with jax.default_device(self.device):
-            found = scoring.score(
-                self.engine, self.chat, tasks, self.scorer, section.scoring, section.max_tokens
-            )
+        found = scoring.score(
+            self.rollouts, self.chat, tasks, self.scorer, section.scoring, section.max_tokens
+        )
         self.accuracy[step] = accuracy = found.accuracy
         self.writer(
             step,
@@ -319,7 +288,7 @@ class _Stage:
         )
 
     def _keep_sample(self, step: int, group: Group) -> None:
-        tokenizer = self.engine.loaded.require_tokenizer()
+        tokenizer = self.loaded.require_tokenizer()
 
         def text(ids: np.ndarray) -> str:
             """A model may be larger than its tokenizer; what nobody can read is left out."""

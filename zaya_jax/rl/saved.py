@@ -27,13 +27,13 @@ class Progress(NamedTuple):
 
     Attributes:
       buffer: groups that wait.
-      number: of the next task.
+      numbers: of the next tasks, by rollout worker.
       best: p* of each source.
       counts: what happened so far, by name; for the metrics.
     """
 
     buffer: Buffer
-    number: int
+    numbers: list[int]
     best: dict[str, float]
     counts: dict[str, int]
 
@@ -46,7 +46,7 @@ def write(folder: Path, step: int, progress: Progress) -> None:
     """
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
-    about = {"number": progress.number, "best": progress.best, "counts": progress.counts}
+    about = {"numbers": progress.numbers, "best": progress.best, "counts": progress.counts}
     arrays = {
         **to_arrays(progress.buffer),
         "progress": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8),
@@ -70,7 +70,7 @@ def read(folder: Path, step: int) -> Progress:
         with np.load(file, allow_pickle=False) as found:
             arrays = dict(found)
         about = json.loads(bytes(arrays.pop("progress")))
-        return Progress(from_arrays(arrays), about["number"], about["best"], about["counts"])
+        return Progress(from_arrays(arrays), about["numbers"], about["best"], about["counts"])
     except FileNotFoundError:
         raise UserError(
             f"{file} is not there: checkpoint {step} is none of a stage of RL; to start a stage "

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from zaya_jax.config.rl import Scoring
-from zaya_jax.infer.engine import Engine, Request
+from zaya_jax.infer.engine import Request, Result
 from zaya_jax.infer.request import Completion, Finish
 from zaya_jax.infer.rsa import Ask, Sample, Settings, selection
 from zaya_jax.infer.rsa import prompts as stages
@@ -67,8 +67,14 @@ def room(tasks: Sequence[Task], scoring: Scoring, max_tokens: int, chat: Chat) -
     return max(asked, default=0) + settings.budget
 
 
+class Writes(Protocol):
+    """An engine, or rollout workers."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]: ...
+
+
 def score(
-    engine: Engine,
+    engine: Writes,
     chat: Chat,
     tasks: Sequence[Task],
     scorer: Scorer,
@@ -79,7 +85,7 @@ def score(
 
     Args:
       engine: with nothing under way.
-      chat: of the engine's model.
+      chat: of its model.
       tasks: at least one.
       scorer: judges.
       scoring: how they are answered.
@@ -107,9 +113,9 @@ def score(
 
 
 def _with_rsa(
-    engine: Engine, chat: Chat, tasks: Sequence[Task], scorer: Scorer, settings: Settings
+    engine: Writes, chat: Chat, tasks: Sequence[Task], scorer: Scorer, settings: Settings
 ) -> Scored:
-    tokenizer = engine.loaded.require_tokenizer()
+    tokenizer = chat.tokenizer
     each = [dataclasses.replace(settings, seed=i) for i in range(len(tasks))]
     populations: list[list[Sample]] = [[] for _ in tasks]
     decoded, longest = 0, 0
@@ -136,7 +142,7 @@ def _with_rsa(
     return Scored(accuracy, float(np.mean(lengths)), decoded / len(tasks), longest)
 
 
-def _answer(engine: Engine, chat: Chat, asks: Sequence[Ask]) -> list[Sample]:
+def _answer(engine: Writes, chat: Chat, asks: Sequence[Ask]) -> list[Sample]:
     prompts = [chat.encode(ask.messages) for ask in asks]
     requests = [
         Request(

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from zaya_jax.data import chat
 from zaya_jax.data.messages import THINK
+from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.infer import Generator, Request, sampler
 from zaya_jax.infer.generate import bucket
@@ -54,6 +55,11 @@ class Chat:
             if template is not None:
                 raise
             self.template = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model."""
+        return self._tokenizer
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids after which the model is to answer."""

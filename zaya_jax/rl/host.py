@@ -1,0 +1,139 @@
+"""What a rollout worker is: an engine with its rollouts, wherever it runs.
+
+The trainer holds one itself, or some in processes or Ray actors of their own (`workers`). A host
+is told what to do and answers; it never acts by itself, so what it samples depends on its orders
+alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from zaya_jax import load
+from zaya_jax.config import Experiment
+from zaya_jax.infer.engine import Engine, Options, Request, Result
+from zaya_jax.infer.rsa.generator import Chat
+from zaya_jax.model.functional import Biases, Params
+from zaya_jax.rl import scoring
+from zaya_jax.rl.generation import Finished, Generation
+from zaya_jax.rl.questions import Questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which worker of how many, and where it goes on.
+
+    Attributes:
+      worker: its number, of `workers`. It asks every task whose number is its own by that modulus.
+      number: of the next task that it asks.
+      updates: behind the weights that it is given.
+    """
+
+    worker: int
+    workers: int
+    number: int
+    updates: int
+
+
+class Host:
+    """An engine and the rollouts that it has under way.
+
+    Attributes:
+      engine, chat: of the policy.
+    """
+
+    def __init__(
+        self, experiment: Experiment, place: Place, params: Params, biases: Biases,
+        device: jax.Device | None = None,
+    ):  # fmt: skip
+        """Args:
+          experiment: the stage; `train.init_from` has the tokenizer.
+          place: see `Place`.
+          params, biases: of the policy, layers each on its own.
+          device: where they go; the first by default.
+
+        Raises:
+          UserError: what `load`, `Questions` and `Engine` say.
+        """
+        section = experiment.rl
+        self._device = device or jax.local_devices()[0]
+        questions = Questions(section.tasks, heldout=section.heldout, seed=experiment.train.seed)
+        rows = max(section.concurrent // place.workers, section.group)
+        self.engine, self.chat = self._open(experiment, questions, rows, params, biases)
+        self._generation = Generation(
+            self.engine,
+            self.chat,
+            questions,
+            dataclasses.replace(section, concurrent=rows),
+            seed=experiment.train.seed,
+            number=place.number,
+            stride=place.workers,
+            updates=place.updates,
+        )
+
+    def _open(
+        self, experiment: Experiment, questions: Questions, rows: int, params: Params,
+        biases: Biases,
+    ) -> tuple[Engine, Chat]:  # fmt: skip
+        section = experiment.rl
+        source = load.load(experiment.train.init_from or "")
+        model = dataclasses.replace(experiment.model, layers="unroll", remat="none")
+        loaded = dataclasses.replace(
+            source, model=model, params=self._own(params), biases=self._own(biases)
+        )
+        chat = Chat(loaded)
+        room = section.max_prompt + section.max_tokens
+        asked = scoring.room(questions.heldout, section.scoring, section.max_tokens, chat)
+        # Few shapes to compile: as many rows as there are mostly, and fewer to run dry.
+        sizes = (rows // 4, rows) if rows >= 16 else (rows,)
+        shortest, *_ = chunks = Options().chunks
+        options = Options(
+            rows=rows,
+            row_sizes=sizes,
+            capacity=min(model.context_length, max(room, asked)),
+            chunks=(shortest,) if section.max_prompt <= shortest else chunks,
+        )
+        with jax.default_device(self._device):
+            engine = Engine(loaded, options)
+            engine.warm_up()
+        return engine, chat
+
+    def _own(self, values: Params) -> Params:
+        """Copied: a trainer's update reuses the memory of its own."""
+        return jax.device_put(jax.tree.map(jnp.copy, values), self._device)
+
+    @property
+    def number(self) -> int:
+        """Of the next task."""
+        return self._generation.number
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+    def run(self, groups: int) -> list[Finished]:
+        """Generates until so many more groups are finished; one step of the engine for 0."""
+        with jax.default_device(self._device):
+            finished = self._generation.step()
+            while len(finished) < groups:
+                finished += self._generation.step()
+        return finished
+
+    def drain(self) -> list[Finished]:
+        """Lets all that is under way come to its end."""
+        with jax.default_device(self._device):
+            return self._generation.drain()
+
+    def swap(self, params: Params, biases: Biases, updates: int) -> None:
+        """Goes on with other weights, in the middle of rollouts."""
+        self._generation.swap(self._own(params), self._own(biases), updates)
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """Completes requests, with nothing else under way."""
+        with jax.default_device(self._device):
+            return self.engine.generate(requests)
