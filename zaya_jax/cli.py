@@ -64,6 +64,14 @@ VERBS: Mapping[str, Verb] = {
             "--workdir=runs/rl_warmup",
         ),
     ),
+    "reward-model": Verb(
+        "zaya_jax.rl.preference.cli",
+        "train a model of rewards from preference pairs",
+        (
+            "reward-model --config=experiments/rl/preferences.py --workdir=runs/rewards "
+            "--config.preference.pairs=pairs.jsonl",
+        ),
+    ),
     "sweep": Verb(
         "zaya_jax.sweep.cli",
         "search over config fields, or compare arms, with seeds; local or on a Ray cluster",

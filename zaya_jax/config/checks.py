@@ -92,6 +92,14 @@ def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
             yield f"rl.{name} = {getattr(section, name)}: expected at least 0"
     if not 0 <= section.min_p <= 1:
         yield f"rl.min_p = {section.min_p}: expected a share from 0 to 1"
+    if not 0 < experiment.preference.heldout_fraction < 1:
+        fraction = experiment.preference.heldout_fraction
+        yield f"preference.heldout_fraction = {fraction}: expected a share between 0 and 1"
+    if section.reward_model is not None and section.loss.advantage != "grpo":
+        yield (
+            f"rl.loss.advantage = {section.loss.advantage!r}: a reward model's scores have no "
+            "solve rate; take 'grpo'"
+        )
     yield from _among("rl.rollout", section.rollout, ROLLOUTS)
     if section.rollout == "inline" and section.workers > 1:
         yield f"rl.workers = {section.workers}: with rl.rollout = 'inline' there is one"

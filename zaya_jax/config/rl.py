@@ -35,6 +35,14 @@ class Length:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preference:
+    """A model of rewards, learnt from pairs: `launch.py reward-model`."""
+
+    pairs: str = ""  # JSONL of {prompt, chosen, rejected}, or package.module:function
+    heldout_fraction: float = 0.05  # of the prompts
+
+
+@dataclasses.dataclass(frozen=True)
 class Scoring:
     """How held-out tasks are answered; see docs/rsa.md."""
 
@@ -70,5 +78,7 @@ class RL:
     microbatch_tokens: int = 131_072  # positions of a row; rollouts are packed into rows
     microbatch_rows: int = 1
     verifier_seconds: float = 10.0
+    # The run of a reward model: its score is the reward of what the verifier passes, 0 of the rest
+    reward_model: str | None = None
     loss: Loss = Loss()
     length: Length = Length()

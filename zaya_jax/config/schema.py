@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from zaya_jax.config.rl import RL
+from zaya_jax.config.rl import RL, Preference
 
 SKIP_RULES = ("zero", "passthrough", "none")
 NUMERICS = ("training", "reference")
@@ -243,3 +243,4 @@ class Experiment:
     mesh: str = ""  # devices by axis, e.g. data=4,expert=2; also fsdp, context. Empty: one device
     parallel: Parallel = Parallel()
     rl: RL = RL()
+    preference: Preference = Preference()

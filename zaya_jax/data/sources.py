@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -144,8 +144,8 @@ def _read(source: str, intake: Intake) -> Iterator[Record]:
         yield from BUILT_IN[source](intake)
         return
     path = Path(source).expanduser()
-    if not path.exists() and _FUNCTION.fullmatch(source):
-        yield from _function(source)()
+    if not path.exists() and (made := function(source)) is not None:
+        yield from made()
         return
     if not path.exists():
         raise FileNotFoundError(
@@ -155,12 +155,14 @@ def _read(source: str, intake: Intake) -> Iterator[Record]:
     yield from _read_path(path, intake)
 
 
-def _function(source: str) -> Callable[[], Iterable[Record]]:
-    """What `package.module:function` names.
+def function(source: str) -> Callable[[], Iterable[Any]] | None:
+    """What `package.module:function` names; None for a text of another form.
 
     Raises:
         ValueError: there is no such module or function.
     """
+    if not _FUNCTION.fullmatch(source):
+        return None
     module, _, name = source.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

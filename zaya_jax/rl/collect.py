@@ -14,7 +14,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.rl import buffer as buffers
 from zaya_jax.rl.buffer import Buffer
 from zaya_jax.rl.generation import Finished
-from zaya_jax.rl.judging import Judged, judge
+from zaya_jax.rl.judging import Judged, Model, judge
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Group
 from zaya_jax.rl.workers import Rollouts
@@ -59,6 +59,7 @@ class Collector:
         buffer: Buffer,
         counts: Mapping[str, int],
         say: Callable[[str], None],
+        reward_model: Model | None = None,
     ):
         """Args:
         rollouts: asks and samples.
@@ -66,7 +67,9 @@ class Collector:
         section: the config.
         buffer, counts: to go on with.
         say: tells a person something.
+        reward_model: see `judge`.
         """
+        self._reward_model = reward_model
         self._rollouts, self._scorer, self._section = rollouts, scorer, section
         self._say, self._told = say, set[str]()
         self.buffer, self.counts, self.seconds = buffer, Counter(counts), 0.0
@@ -119,7 +122,7 @@ class Collector:
         """Judges what gets finished and puts what teaches into the buffer; how many groups."""
         began = time.monotonic()
         finished = generate()
-        judged = judge(finished, self._scorer) if finished else None
+        judged = judge(finished, self._scorer, self._reward_model) if finished else None
         self.seconds += time.monotonic() - began
         if judged is None:
             return 0
@@ -134,7 +137,7 @@ class Collector:
         counts["groups"] += len(judged.groups)
         counts["uninformative"] += len(judged.groups) - len(judged.kept)
         counts["rollouts"] += len(rollouts)
-        counts["right"] += int((rewards == 1).sum())
+        counts["reward"] += float(np.nansum(rewards))
         counts["loops"] += judged.loops
         counts["cut"] += sum(rollout.finish == "length" for rollout in rollouts)
         counts["decoded"] += sum(len(rollout.completion) for rollout in rollouts)

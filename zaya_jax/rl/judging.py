@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from zaya_jax.rl import compressibility, dynamic_sampling
 from zaya_jax.rl.generation import Finished
+from zaya_jax.rl.rewards.interface import Submission
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Group
 
@@ -22,7 +23,7 @@ class Judged(NamedTuple):
 
     Attributes:
       groups: all of them, with their rewards.
-      kept: those with a right and a wrong rollout.
+      kept: those that teach: with a right and a wrong rollout.
       loops: rollouts that went round in circles, whose reward is 0.
       failures: of verifiers, by kind.
       messages: of failures, one of each kind.
@@ -35,12 +36,27 @@ class Judged(NamedTuple):
     messages: dict[str, str]
 
 
-def judge(finished: Sequence[Finished], scorer: Scorer) -> Judged:
-    """Scores groups. A loop earns nothing, whatever its answer; what its verifier lost is NaN."""
+Model = Callable[[Sequence[str], Sequence[Submission]], np.ndarray]
+"""Scores of responses to prompts, from 0 to 1; see `preference.judge`."""
+
+
+def judge(
+    finished: Sequence[Finished], scorer: Scorer, reward_model: Model | None = None
+) -> Judged:
+    """Scores groups. A loop earns nothing, whatever its answer; what its verifier lost is NaN.
+
+    Args:
+      reward_model: scores what passes its verifier; everything else then earns 0, and a group
+        teaches if its rewards differ.
+    """
     verifiers = [group.task.verifier for group in finished for _ in group.rollouts]
     submissions = [s for group in finished for s in group.submissions]
     scores = scorer.score(verifiers, submissions)
     rewards, loops, groups, begin = scores.rewards.copy(), 0, [], 0
+    if reward_model is not None:
+        prompts = [group.task.prompt for group in finished for _ in group.rollouts]
+        passed = np.where(rewards >= 1, reward_model(prompts, submissions), 0.0)
+        rewards = np.where(np.isnan(rewards), np.nan, passed)
     for group in finished:
         own = rewards[begin : begin + len(group.rollouts)]
         begin += len(group.rollouts)
@@ -50,5 +66,15 @@ def judge(finished: Sequence[Finished], scorer: Scorer) -> Judged:
             elif compressibility.loops(rollout.completion.tolist()):
                 own[i], loops = 0.0, loops + 1
         groups.append(Group(group.task.name, group.task.source, group.rollouts, own))
-    kept = [group for group in groups if bool(dynamic_sampling.informative(group.rewards[None])[0])]
+    teaches = _is_right_and_wrong if reward_model is None else _varies
+    kept = [group for group in groups if teaches(group.rewards)]
     return Judged(tuple(groups), tuple(kept), loops, scores.failures, scores.messages)
+
+
+def _is_right_and_wrong(rewards: np.ndarray) -> bool:
+    return bool(dynamic_sampling.informative(rewards[None])[0])
+
+
+def _varies(rewards: np.ndarray) -> bool:
+    known = rewards[~np.isnan(rewards)]
+    return known.size > 1 and float(np.ptp(known)) > 0

@@ -37,6 +37,7 @@ from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
 from zaya_jax.rl.collect import Collected, Collector
 from zaya_jax.rl.learner import Learner
+from zaya_jax.rl.preference.judge import RewardModel
 from zaya_jax.rl.questions import Questions
 from zaya_jax.rl.record import ROLLOUTS
 from zaya_jax.rl.rewards.score import Scorer
@@ -126,7 +127,13 @@ class _Stage:
         self.loaded = dataclasses.replace(self.loaded, params={}, biases={})
         self.rollouts = self._open_rollouts(there.numbers)
         self.collector = Collector(
-            self.rollouts, scorer, self.section, there.buffer, there.counts, progress.say
+            self.rollouts,
+            scorer,
+            self.section,
+            there.buffer,
+            there.counts,
+            progress.say,
+            RewardModel(self.section.reward_model) if self.section.reward_model else None,
         )
         self.writer = Writer(folder, self.learner.updates, experiment)
         self.accuracy: dict[int, float] = {}
@@ -224,7 +231,7 @@ class _Stage:
         wall = max(time.monotonic() - self.began, 1e-9)
         record |= {
             "solve_rate": prepared.solve_rate,
-            "reward": since["right"] / seen,
+            "reward": since["reward"] / seen,
             "cut": since["cut"] / seen,
             "length": float(prepared.lengths.mean()),
             "staleness": max(ages),

@@ -16,7 +16,7 @@ from zaya_jax.infer.request import encode
 from zaya_jax.infer.rsa import prompts
 from zaya_jax.infer.rsa.policy import Ask, Message, Sample
 from zaya_jax.infer.rsa.settings import Settings
-from zaya_jax.load import TOKENIZER, Loaded
+from zaya_jax.load import END_OF_TURN, TOKENIZER, Loaded
 
 
 class Written(Protocol):
@@ -60,6 +60,12 @@ class Chat:
     def tokenizer(self) -> Tokenizer:
         """Of the model."""
         return self._tokenizer
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends an answer."""
+        end = self._tokenizer.id_of(END_OF_TURN) if self.template is not None else None
+        return self._tokenizer.eos_id if end is None else end
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids after which the model is to answer."""

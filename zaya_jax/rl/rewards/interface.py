@@ -13,6 +13,7 @@ VERIFIERS = {
     "reasoning_gym": "zaya_jax.rl.rewards.reasoning_gym:verify",
     "math": "zaya_jax.rl.rewards.math_verify:verify",
     "exact": "zaya_jax.rl.rewards.exact:verify",
+    "any": "zaya_jax.rl.rewards.anything:verify",
 }
 """Names, and the functions `(Submission) -> float` that they stand for."""
 
