@@ -104,7 +104,7 @@ def trained(tmp_path_factory):
     """A model of rewards that prefers one letter to another; length and prompt tell nothing."""
     root, chance = tmp_path_factory.mktemp("preference"), random.Random(0)
     chats, rows = [], []
-    for i in range(240):
+    for _ in range(240):
         prompt = f"say {chance.randrange(100)}"
         good, bad = ("a" * chance.randrange(1, 9) for _ in range(2))
         rows.append({"prompt": prompt, "chosen": f"{good}!", "rejected": f"{bad}?"})
