@@ -11,7 +11,7 @@ from typing import Any
 from pallas_kernels import dispatch
 from zaya_jax.config import mesh
 from zaya_jax.config.kinds import ATTENTION_KINDS, BALANCERS, ROUTER_KINDS, check_kind
-from zaya_jax.config.rl import ADVANTAGES, CENTRES, ROLLOUTS, TRUNCATIONS
+from zaya_jax.config.rl import ADVANTAGES, CENTRES, ROLLOUTS, RULES, TRUNCATIONS
 from zaya_jax.config.schema import (
     ALL_TO_ALL,
     BAD_RECORDS,
@@ -112,6 +112,9 @@ def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
             yield f"rl.loss.{name} = {getattr(section.loss, name)}: expected 0 to 1"
     if not 0 <= section.length.coefficient <= 1:
         yield f"rl.length.coefficient = {section.length.coefficient}: expected 0 to 1"
+    yield from _among("rl.curriculum.rule", section.curriculum.rule, RULES)
+    if section.curriculum.start < 0:
+        yield f"rl.curriculum.start = {section.curriculum.start}: expected at least 0"
     scoring = section.scoring
     for name, least in (("population", 0), ("candidates", 1), ("rounds", 0), ("budget", 0)):
         if getattr(scoring, name) < least:

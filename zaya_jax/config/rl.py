@@ -8,6 +8,7 @@ ADVANTAGES = ("maxrl", "grpo")
 TRUNCATIONS = ("G-1", "G")
 CENTRES = ("shaped", "task")
 ROLLOUTS = ("inline", "process", "ray")
+RULES = ("report", "printed", "rlve", "fixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Preference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """How the difficulty of graded sources of `rl.tasks` moves; see docs/curriculum.md."""
+
+    rule: str = "report"  # report | printed | rlve | fixed
+    start: int = 0  # difficulty that every environment begins at
+
+
+@dataclasses.dataclass(frozen=True)
 class Scoring:
     """How held-out tasks are answered; see docs/rsa.md."""
 
@@ -58,9 +67,11 @@ class Scoring:
 class RL:
     """What is asked, how answers are sampled, and how they are learnt from."""
 
-    # ((source, weight), ...): reasoning_gym:NAME, reasoning_gym:NAME?{"json": "parameters"}, or a
-    # JSONL file of {prompt, answer, verifier}
+    # ((source, weight), ...): reasoning_gym:NAME, reasoning_gym:NAME?{"json": "parameters"}, a
+    # JSONL file of {prompt, answer, verifier}; or graded, by the curriculum: rlve:NAME, and
+    # reasoning_gym with a parameter such as "2+d"
     tasks: tuple[tuple[str, float], ...] = ()
+    curriculum: Curriculum = Curriculum()
     heldout: int = 128  # tasks to score on, none of which is trained on
     scoring: Scoring = Scoring()
     prompts: int = 128  # groups of an update

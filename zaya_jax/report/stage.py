@@ -63,6 +63,23 @@ LEARNING = (
         "Estimated at the sampled tokens.",
     ),
 )
+CURRICULUM = (
+    Plot(
+        "Difficulty of the tasks",
+        (
+            Curve("difficulty_mean", "mean of the environments"),
+            Curve("difficulty_max", "largest"),
+        ),
+        "difficulty",
+        "A level more when more than 0.7 of a group is right, one less when none is.",
+    ),
+    Plot(
+        "Groups that moved no difficulty",
+        (Curve("stale_share", "asked before it moved"),),
+        "share of the groups",
+        "",
+    ),
+)
 AGREEMENT = (
     Plot(
         "Do generation and trainer agree?",
@@ -170,6 +187,7 @@ def sections(run: Run) -> list[Section]:
     """All that is shown of a stage but its commands, config and place."""
     return [
         Section("Answers", list(_figures(run, LEARNING))),
+        Section("Curriculum", list(_figures(run, CURRICULUM))),
         Section("Generation and trainer", list(_figures(run, AGREEMENT))),
         Section("Canaries and losses", list(_figures(run, CANARIES))),
         Section("Time", list(_figures(run, TIME))),

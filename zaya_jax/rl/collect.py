@@ -127,6 +127,10 @@ class Collector:
         if judged is None:
             return 0
         self._count(judged)
+        if (graded := self._rollouts.graded) is not None:
+            for asked, group in zip(finished, judged.groups, strict=True):
+                known = group.rewards[~np.isnan(group.rewards)]
+                graded.scored(asked.number, float(known.mean()) if known.size else 0.0, known.size)
         self.buffer = buffers.put(self.buffer, judged.kept)
         return len(judged.groups)
 
@@ -137,7 +141,7 @@ class Collector:
         counts["groups"] += len(judged.groups)
         counts["uninformative"] += len(judged.groups) - len(judged.kept)
         counts["rollouts"] += len(rollouts)
-        counts["reward"] += float(np.nansum(rewards))
+        counts["reward"] += float(np.nansum(rewards))  # type: ignore[assignment]  # a sum
         counts["loops"] += judged.loops
         counts["cut"] += sum(rollout.finish == "length" for rollout in rollouts)
         counts["decoded"] += sum(len(rollout.completion) for rollout in rollouts)

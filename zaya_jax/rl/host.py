@@ -45,6 +45,7 @@ class Host:
 
     Attributes:
       engine, chat: of the policy.
+      questions: what is asked.
     """
 
     def __init__(
@@ -62,7 +63,12 @@ class Host:
         """
         section = experiment.rl
         self._device = device or jax.local_devices()[0]
-        questions = Questions(section.tasks, heldout=section.heldout, seed=experiment.train.seed)
+        self.questions = questions = Questions(
+            section.tasks,
+            heldout=section.heldout,
+            seed=experiment.train.seed,
+            curriculum=section.curriculum,
+        )
         rows = max(section.concurrent // place.workers, section.group)
         self.engine, self.chat = self._open(experiment, questions, rows, params, biases)
         self._generation = Generation(

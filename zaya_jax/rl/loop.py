@@ -36,6 +36,7 @@ from zaya_jax.rl import gibberish, saved, scoring, workers
 from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
 from zaya_jax.rl.collect import Collected, Collector
+from zaya_jax.rl.curriculum import schedule
 from zaya_jax.rl.learner import Learner
 from zaya_jax.rl.preference.judge import RewardModel
 from zaya_jax.rl.questions import Questions
@@ -119,13 +120,18 @@ class _Stage:
         self.best = there.best
         self.learner = Learner(experiment, self.section, state, frozen)
         self.questions = Questions(
-            self.section.tasks, heldout=self.section.heldout, seed=self.cadence.seed
+            self.section.tasks,
+            heldout=self.section.heldout,
+            seed=self.cadence.seed,
+            curriculum=self.section.curriculum,
         )
         self.loaded = load.load(self.cadence.init_from or "")
         self._keep_tokenizer()
         self.chat = Chat(self.loaded)
         self.loaded = dataclasses.replace(self.loaded, params={}, biases={})
         self.rollouts = self._open_rollouts(there.numbers)
+        if self.rollouts.graded is not None and there.curriculum is not None:
+            self.rollouts.graded.restore(there.curriculum)
         self.collector = Collector(
             self.rollouts,
             scorer,
@@ -250,6 +256,8 @@ class _Stage:
             "compilations": self.compiled.count,
             "peak_memory_bytes": peak_memory_bytes(jax.local_devices()[0]),
         }
+        if self.rollouts.graded is not None:
+            record |= schedule.metrics(self.rollouts.graded.curriculum)
         self.writer(step, record)
         if step % self.cadence.log_every == 0 or step == 1:
             self._keep_sample(step, groups[0])
@@ -265,7 +273,10 @@ class _Stage:
             self._score(step)
         if self._is_due(step, self.cadence.checkpoint_every):
             wait, counts = self.collector.buffer, self.collector.counts
-            there = saved.Progress(wait, self.rollouts.numbers, self.best, counts)
+            graded = self.rollouts.graded
+            there = saved.Progress(
+                wait, self.rollouts.numbers, self.best, counts, graded.state() if graded else None
+            )
             saved.write(self.folder, step, there)
             self.checkpoints.save(self.learner.state)
 

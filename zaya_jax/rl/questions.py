@@ -8,13 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from zaya_jax.config.rl import Curriculum as Section
 from zaya_jax.errors import UserError
+from zaya_jax.rl import graded as graded_lib
+from zaya_jax.rl.graded import Graded
 from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.rl.rewards.tasks import read_tasks
 
 GYM = "reasoning_gym:"
 _HELDOUT = 1 << 30
 """Numbers of held-out puzzles start here: a stage never comes so far."""
+HELDOUT_LEVELS = 4
+"""Difficulties of held-out tasks of a graded source, from that at which it begins."""
+BEGINNING = Section()
+"""Every graded source at difficulty 0, moved by the report's rule."""
 _HELDOUT_SEED = 0
 """What is held out does not depend on a run's seed: runs of several seeds are scored on the same
 tasks, and what a model learns before RL can keep clear of them."""
@@ -26,15 +33,27 @@ class Questions:
     A puzzle without end gives a new one each time; a file's tasks come in an order of their own in
     each epoch. What is asked in a held-out task is never asked in training.
 
+    Graded sources are asked as their curriculum says, which depends on how earlier tasks were
+    answered too; so it is part of a stage's state.
+
     Attributes:
-      heldout: tasks to score on, the sources in turn.
+      heldout: tasks to score on, the sources in turn; of graded ones at their first difficulties.
+      graded: the graded sources; None without any.
     """
 
-    def __init__(self, sources: Sequence[tuple[str, float]], *, heldout: int, seed: int):
+    def __init__(
+        self,
+        sources: Sequence[tuple[str, float]],
+        *,
+        heldout: int,
+        seed: int,
+        curriculum: Section = BEGINNING,
+    ):
         """Args:
           sources: (name, weight), see `zaya_jax.config.rl.RL.tasks`.
           heldout: how many tasks to hold out.
           seed: of order and mixture.
+          curriculum: of graded sources.
 
         Raises:
           UserError: no source, a weight that is not above 0, a source that cannot be read, or a
@@ -48,7 +67,14 @@ class Questions:
         weights = np.array([weight for _, weight in sources], np.float64)
         self._shares, self._seed = weights / weights.sum(), seed
         each = _each(sources, heldout)
-        opened = [_open(name, held, seed) for (name, _), held in zip(sources, each, strict=True)]
+        names = [name for name, _ in sources if graded_lib.is_graded(name)]
+        self.graded = Graded(names, curriculum, seed) if names else None
+        opened = [
+            self._open_graded(name, held, curriculum)
+            if self.graded is not None and name in names
+            else _open(name, held, seed)
+            for (name, _), held in zip(sources, each, strict=True)
+        ]
         self._tasks = [source for source, _ in opened]
         self.heldout: tuple[Task, ...] = tuple(task for _, held in opened for task in held)
         self._known = {task.prompt for task in self.heldout}
@@ -58,7 +84,18 @@ class Questions:
         draw = np.random.default_rng((self._seed, 0, number)).random()
         source = int(np.searchsorted(np.cumsum(self._shares), draw, side="right"))
         task = self._tasks[min(source, len(self._tasks) - 1)](number)
-        return None if task.prompt in self._known else task
+        return None if task is None or task.prompt in self._known else task
+
+    def _open_graded(
+        self, name: str, heldout: int, section: Section
+    ) -> tuple[Callable[[int], Task | None], list[Task]]:
+        assert self.graded is not None
+        levels = [section.start + i % HELDOUT_LEVELS for i in range(heldout)]
+        held = [
+            self.graded.at(name, level, _HELDOUT + i, _HELDOUT_SEED)
+            for i, level in enumerate(levels)
+        ]
+        return self.graded.ask, [task for task in held if task is not None]
 
 
 def _each(sources: Sequence[tuple[str, float]], heldout: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,12 +30,14 @@ class Progress(NamedTuple):
       numbers: of the next tasks, by rollout worker.
       best: p* of each source.
       counts: what happened so far, by name; for the metrics.
+      curriculum: state of the graded tasks, if there are any.
     """
 
     buffer: Buffer
     numbers: list[int]
     best: dict[str, float]
     counts: dict[str, int]
+    curriculum: dict[str, Any] | None = None
 
 
 def write(folder: Path, step: int, progress: Progress) -> None:
@@ -46,7 +48,12 @@ def write(folder: Path, step: int, progress: Progress) -> None:
     """
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
-    about = {"numbers": progress.numbers, "best": progress.best, "counts": progress.counts}
+    about = {
+        "numbers": progress.numbers,
+        "best": progress.best,
+        "counts": progress.counts,
+        "curriculum": progress.curriculum,
+    }
     arrays = {
         **to_arrays(progress.buffer),
         "progress": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8),
@@ -70,11 +77,11 @@ def read(folder: Path, step: int) -> Progress:
         with np.load(file, allow_pickle=False) as found:
             arrays = dict(found)
         about = json.loads(bytes(arrays.pop("progress")))
-        return Progress(from_arrays(arrays), about["numbers"], about["best"], about["counts"])
+        return Progress(buffer=from_arrays(arrays), **about)
     except FileNotFoundError:
         raise UserError(
             f"{file} is not there: checkpoint {step} is none of a stage of RL; to start a stage "
             "from its weights, name it by train.init_from in another --workdir"
         ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is damaged ({error}): start from an earlier checkpoint") from None

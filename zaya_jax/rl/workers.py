@@ -19,6 +19,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.infer.engine import Request, Result
 from zaya_jax.model.functional import Biases, Params
 from zaya_jax.rl.generation import Finished
+from zaya_jax.rl.graded import Graded, is_graded
 from zaya_jax.rl.host import Host, Place
 from zaya_jax.rl.remote import Died, Process, RayActor, Remote
 
@@ -36,6 +37,7 @@ class Rollouts(Protocol):
       numbers: of the next tasks, by worker: with the weights all that there is to go on from, once
         nothing is under way.
       lost: rollouts that died with their workers.
+      graded: the curriculum of graded tasks, if some are; with one worker, here.
     """
 
     @property
@@ -43,6 +45,9 @@ class Rollouts(Protocol):
 
     @property
     def lost(self) -> int: ...
+
+    @property
+    def graded(self) -> Graded | None: ...
 
     def step(self) -> list[Finished]:
         """Generates for a while; the groups that got finished, in order."""
@@ -84,16 +89,22 @@ class Inline:
     def numbers(self) -> list[int]:
         return [self._host.number]
 
+    @property
+    def graded(self) -> Graded | None:
+        return self._host.questions.graded
+
     def close(self) -> None:
         """There is nothing to end."""
 
 
 class Pool:
-    """Hosts as if they were one.
+    """Hosts as if they were one. They have no curriculum: none of them would hear of the others.
 
     Attributes:
       lost: rollouts that died with their workers.
     """
+
+    graded = None
 
     def __init__(
         self,
@@ -114,6 +125,12 @@ class Pool:
         Raises:
           UserError: no Ray where it is asked for; what a host says.
         """
+        graded = [name for name, _ in experiment.rl.tasks if is_graded(name)]
+        if graded:
+            raise UserError(
+                f"rl.rollout = {experiment.rl.rollout!r}: the curriculum of {graded[0]!r} is held "
+                "by one worker; take 'inline'"
+            )
         self._experiment, self._say, self.lost = experiment, say, 0
         self._weights = _on_host(params), _on_host(biases), updates
         workers = experiment.rl.workers

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from zaya_jax.answers import final_text
 from zaya_jax.data import sources
-from zaya_jax.data.readers import Rules
+from zaya_jax.data.readers import Conversation, Rules
 from zaya_jax.rl.preference.pairs import Pair
 
 LONGEST, SHORTEST = 700, 80
@@ -26,6 +26,7 @@ def pairs() -> Iterator[Pair]:
     "zaya_jax.rl.preference.stdlib_pairs:pairs"`."""
     found = []
     for chat in sources.read("stdlib-chat", Rules()):
+        assert isinstance(chat, Conversation)
         question, answer = (message["content"] for message in chat.messages[:2])
         code = final_text(answer).strip()
         if SHORTEST <= len(code) <= LONGEST and len(question) <= LONGEST:

@@ -225,12 +225,13 @@ def make_update(experiment: Experiment) -> Any:
         nudges, balance_state = controller.update(
             balance.errors(model, told.counts), state.balance, state.biases
         )
-        moved = state.replace(
+        moved = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             biases=optax.apply_updates(state.biases, nudges),
             optimizer=optimizer_state,
             balance=balance_state,
+            faults=state.faults,
             cursor=state.cursor + 1,
         )
         record = {
