@@ -68,3 +68,10 @@ def test_graded_and_other_sources_are_mixed_and_scored_on_easy_tasks():
     sources = [task.source for n in range(80) if (task := questions(n)) is not None]
     assert 0.6 < sources.count("chain_sum") / len(sources) < 0.9
     assert Questions([(plain, 1.0)], heldout=0, seed=0).graded is None
+
+
+def test_all_environments_of_rlve_are_one_name():
+    asked = Graded(["rlve:*"], Curriculum(start=1), seed=0)
+    assert len(asked.curriculum.records) == 400
+    task = next(task for n in range(9) if (task := asked.ask(n)) is not None)
+    assert task.source.startswith("rlve/") and task.metadata["difficulty"] == 1

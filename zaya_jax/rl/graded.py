@@ -1,6 +1,6 @@
 """Sources whose tasks have a difficulty: `rl.tasks` names them, the curriculum asks them.
 
-    rlve:Sorting                                           rlve-gym's environments
+    rlve:Sorting, rlve:*                                   rlve-gym's environments, or all of them
     reasoning_gym:chain_sum?{"min_terms": "2+d", ...}      a parameter that grows: A+d, A+B*d
 
 All graded sources of a stage are one curriculum: which of them is asked, and how hard, follows from
@@ -9,6 +9,8 @@ how its earlier groups were answered (report IV-B, equation 11; `curriculum.sche
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -49,9 +51,10 @@ class Graded:
         Raises:
           UserError: as `schedule.start`; a package that is not installed; no such environment.
         """
-        self._makers = {source: _maker(source) for source in sources}
+        expanded = [name for source in sources for name in _expand(source)]
+        self._makers = {source: _maker(source) for source in expanded}
         self._seed = seed
-        begin = dict.fromkeys(sources, section.start) if sources else {}
+        begin = dict.fromkeys(expanded, section.start)
         self.curriculum = schedule.start(begin, rule=section.rule, seed=seed)
         self._asked: dict[int, Draw] = {}
 
@@ -64,8 +67,9 @@ class Graded:
         return task
 
     def at(self, source: str, difficulty: int, number: int, seed: int) -> Task | None:
-        """A task outside the curriculum, to score on."""
-        return self._makers[source](difficulty, hash_of(seed, number))
+        """A task outside the curriculum, to score on; of `rlve:*`, of one after the other."""
+        among = _expand(source)
+        return self._makers[among[number % len(among)]](difficulty, hash_of(seed, number))
 
     def scored(self, number: int, mean: float, tries: int) -> None:
         """Tells how a group was answered; one that was lost tells nothing."""
@@ -103,10 +107,29 @@ def _maker(source: str) -> Make:
     return _rlve(source) if source.startswith(RLVE) else _gym(source)
 
 
-def _rlve(source: str) -> Make:
-    from zaya_jax.rl.environments.rlve import Maker, Question
+@functools.cache
+def _expand(source: str) -> tuple[str, ...]:
+    if source != f"{RLVE}*":
+        return (source,)
+    from zaya_jax.rl.environments import rlve
+
+    return tuple(f"{RLVE}{name}" for name in rlve.all_names())
+
+
+@functools.cache
+def _rlve_maker() -> Any:
+    """One for all environments: it holds a process."""
+    from zaya_jax.rl.environments.rlve import Maker
 
     maker = Maker(processes=1)
+    atexit.register(maker.__exit__)
+    return maker
+
+
+def _rlve(source: str) -> Make:
+    from zaya_jax.rl.environments.rlve import Question
+
+    maker = _rlve_maker()
     name = source.removeprefix(RLVE)
 
     def make(difficulty: int, seed: int) -> Task | None:

@@ -76,6 +76,23 @@ class Maker:
         return made
 
 
+def all_names() -> list[str]:
+    """The environments that there are, in order; asks a worker, so nothing is imported here.
+
+    Raises:
+      UserError: the package is missing.
+    """
+    with Workers(f"{__name__}:_names", processes=1, seconds=MAKING_SECONDS) as workers:
+        (outcome,) = workers.map([None])
+    if outcome.failure is not None:
+        raise UserError(str(outcome.message))
+    return outcome.value
+
+
+def _names(_: None) -> list[str]:
+    return sorted(names())
+
+
 def make(question: Question) -> Task | None:
     """A task; None if the environment makes none of these seeds. Runs in a worker.
 
