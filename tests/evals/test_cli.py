@@ -107,6 +107,37 @@ def test_a_served_model_is_scored(server, quiz, tmp_path, capsys):
     assert len(server.asked) == 12
 
 
+def test_rsa_is_asked_for_and_kept_apart(server, quiz, tmp_path, capsys):
+    command = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*command, '--rsa={"population": 4, "rounds": 1}') == 0
+    assert all(body["rsa"] == {"population": 4, "rounds": 1} for body in server.asked)
+    assert run(*command) == 2
+    assert "holds an evaluation with rsa {'population': 4" in capsys.readouterr().err
+    assert run(*command, "--rsa=8k-4k") == 2
+    assert run(*command, "--rsa={oops") == 2
+    assert "not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_of_this_machine_is_served_and_scored(tmp_path, capsys):
+    from tests.serve import conftest as serve
+
+    folder = serve.folder.__wrapped__(SimpleNamespace(mktemp=lambda name: _made(tmp_path / name)))
+    work = tmp_path / "run"
+    command = ["--tasks=reasoning_gym:chain_sum", f"--model={folder}", f"--workdir={work}",
+               "--limit=2", "--max_tokens=4", "--concurrency=2", "--serve=page=32,chunks=64"]
+    assert run(*command) == 0
+    assert len((work / "answers").glob("*.jsonl").__next__().read_text().splitlines()) == 2
+    assert run(*command) == 0  # nothing is asked again
+    assert run(*command[:2], "--model=nowhere", f"--workdir={tmp_path / 'other'}") == 2
+    assert "its server ended with status 2" in capsys.readouterr().err
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
 def test_what_was_answered_before_a_failure_is_kept(server, quiz, tmp_path, capsys):
     work = tmp_path / "run"
     arguments = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={work}",
@@ -204,7 +235,7 @@ def test_programs_are_scored_in_the_sandbox(tmp_path, capsys):
     [
         (["--tasks=humaneval"], "--workdir is missing"),
         (["--workdir={}/w"], "--tasks is missing"),
-        (["--workdir={}/w", "--tasks=humaneval"], "give one of --server=URL"),
+        (["--workdir={}/w", "--tasks=humaneval"], "give one of --model=RUN and --server=URL"),
         (["--workdir={}/w", "--tasks=humaneval", "--server=localhost"], "expected a URL"),
         (["--workdir={}/w", "--tasks=humaneval", "--server=http://127.0.0.1:9"], "names no models"),
         (["--workdir={}/w", "--tasks=humaneval,ifbench", "--answers=x"], "is of one set"),

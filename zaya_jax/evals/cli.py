@@ -1,8 +1,9 @@
 """Scores a model on evaluation sets: avg@k and pass@k, with intervals.
 
-The model under test is any server that speaks OpenAI's chat completions (--server), or answers that
-were recorded before (--answers). What was answered lies in --workdir, line by line: the same
-command goes on where it was stopped. --compare puts finished evaluations side by side instead.
+The model under test is a run or a folder (--model), any server that speaks OpenAI's chat
+completions (--server), or answers that were recorded before (--answers). What was answered lies in
+--workdir, line by line: the same command goes on where it was stopped. --compare puts finished
+evaluations side by side instead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from absl import flags
 
 from zaya_jax import options
 from zaya_jax.errors import UserError
-from zaya_jax.evals import ask, compare, contamination, record, scoring, sets
+from zaya_jax.evals import ask, compare, contamination, local, record, scoring, sets
 from zaya_jax.evals.client import Sampling, Server
 from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.rl.rewards.score import Scorer
@@ -39,6 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "server", None, "URL of the server to ask, such as http://localhost:8000/v1"
     )
+    options.model()
+    flags.DEFINE_list("serve", [], "flags of `launch.py serve` for --model, such as rows=64")
+    flags.DEFINE_string("rsa", None, "answer with Markovian RSA: a preset, or {json: fields}")
     flags.DEFINE_string("served", None, "name of the model there; by default its first")
     flags.DEFINE_string("answers", None, "JSONL of {task, response} to score; asks nobody")
     flags.DEFINE_integer("samples", 1, "k: answers to each task")
@@ -61,8 +65,14 @@ def main(argv: list[str]) -> int:
         return _compare(FLAGS.compare)
     workdir = Path(options.require("workdir"))
     specs = options.require("tasks")
-    if (FLAGS.server is None) == (FLAGS.answers is None):
-        raise UserError("give one of --server=URL, to ask a model, --answers=FILE, to score a file")
+    if sum(each is not None for each in (FLAGS.model, FLAGS.server, FLAGS.answers)) != 1:
+        raise UserError(
+            "give one of --model=RUN and --server=URL, to ask a model, or --answers=FILE, to score "
+            "what was answered"
+        )
+    rsa = local.rsa_of(FLAGS.rsa)
+    if rsa is not None and FLAGS.answers is not None:
+        raise UserError("--rsa is how a model answers, and --answers are there already")
     for name in ("samples", "concurrency", "verifiers"):
         if getattr(FLAGS, name) < 1:
             raise UserError(f"--{name}={getattr(FLAGS, name)}: expected at least 1")
@@ -71,13 +81,12 @@ def main(argv: list[str]) -> int:
 
     chosen = {spec: sets.load(spec)[: FLAGS.limit] for spec in specs}
     overlaps = {spec: _overlaps(spec, tasks) for spec, tasks in chosen.items()}
-    server = None
-    if FLAGS.server is not None:
-        server = Server.open(FLAGS.server, FLAGS.served, os.environ.get(KEY))
     results = []
-    with _held(workdir, specs, server):
+    with ExitStack() as stack:
+        server = _server(stack)
+        stack.enter_context(_held(workdir, specs, server, rsa))
         for spec, tasks in chosen.items():
-            answers = _answers(workdir, spec, tasks, server)
+            answers = _answers(workdir, spec, tasks, server, rsa)
             with Scorer(processes=FLAGS.verifiers, seconds=VERIFIER_SECONDS) as scorer:
                 result = scoring.score(spec, tasks, answers, scorer)
             results.append(dataclasses.replace(result, overlaps=overlaps[spec]))
@@ -102,8 +111,24 @@ def _overlaps(spec: str, tasks: Sequence[Task]) -> list[str]:
     return [each.name for each in found]
 
 
+def _server(stack: ExitStack) -> Server | None:
+    """The server to ask; one of our own inside the stack, for a model of this machine."""
+    if FLAGS.model is not None:
+        rows = max(FLAGS.concurrency, 1)
+        own = [f"--rows={rows}", f"--rsa_runs={rows}", *(f"--{flag}" for flag in FLAGS.serve)]
+        url = stack.enter_context(local.served(FLAGS.model, own))
+        return Server.open(url, None)
+    if FLAGS.server is not None:
+        return Server.open(FLAGS.server, FLAGS.served, os.environ.get(KEY))
+    return None
+
+
 def _answers(
-    workdir: Path, spec: str, tasks: Sequence[Task], server: Server | None
+    workdir: Path,
+    spec: str,
+    tasks: Sequence[Task],
+    server: Server | None,
+    rsa: Mapping[str, Any] | None,
 ) -> record.Answers:
     if server is not None:
         return ask.collect(
@@ -111,7 +136,7 @@ def _answers(
             tasks,
             workdir / ANSWERS / f"{_file_name(spec)}.jsonl",
             samples=FLAGS.samples,
-            sampling=Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens),
+            sampling=Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens, rsa),
             seed=FLAGS.seed,
             concurrency=FLAGS.concurrency,
             show=_show if sys.stderr.isatty() else None,
@@ -132,7 +157,9 @@ def _compare(names: Sequence[str]) -> int:
 
 
 @contextmanager
-def _held(workdir: Path, specs: Sequence[str], server: Server | None) -> Iterator[None]:
+def _held(
+    workdir: Path, specs: Sequence[str], server: Server | None, rsa: Mapping[str, Any] | None
+) -> Iterator[None]:
     """Makes a directory, and keeps others from it inside the block.
 
     Raises:
@@ -146,6 +173,8 @@ def _held(workdir: Path, specs: Sequence[str], server: Server | None) -> Iterato
         for name in ("answers", "limit", "temperature", "top_p", "max_tokens", "seed")
     }
     mine["model"] = server and server.model
+    if rsa is not None:
+        mine["rsa"] = dict(rsa)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / folders.LOCK).open("a")
@@ -154,11 +183,11 @@ def _held(workdir: Path, specs: Sequence[str], server: Server | None) -> Iterato
     with folders.held(lock, f"another process evaluates in --workdir={workdir}"):
         file = workdir / SETTINGS
         theirs = json.loads(file.read_text()) if file.exists() else mine
-        for name, value in mine.items():
-            if theirs.get(name) != value:
+        for name in [*mine, *(["rsa"] if "rsa" in theirs and rsa is None else [])]:
+            if theirs.get(name) != mine.get(name):
                 raise UserError(
                     f"--workdir={workdir} holds an evaluation with {name} {theirs.get(name)!r}, "
-                    f"not {value!r}: give another directory"
+                    f"not {mine.get(name)!r}: give another directory"
                 )
         _write(file, mine | {"tasks": list(specs)})
         yield

@@ -30,11 +30,13 @@ class Sampling:
       temperature: 0 is greedy.
       top_p: of nucleus sampling.
       max_tokens: most tokens of an answer.
+      rsa: an object of the field of our server: answers come from Markovian RSA.
     """
 
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
+    rsa: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
