@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOOR = {
     "pallas_kernels": 0,
     "errors": 0,
+    "cluster": 1,
     "config": 1,
     "options": 1,
     "platform": 1,
@@ -43,6 +44,7 @@ FLOOR = {
     "bench": 6,
     "report": 6,
     "cli": 7,
+    "cascade": 7,
     "demo": 7,
     "demo_rl": 7,
     "doctor": 7,

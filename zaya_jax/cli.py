@@ -64,6 +64,11 @@ VERBS: Mapping[str, Verb] = {
             "--workdir=runs/rl_warmup",
         ),
     ),
+    "cascade": Verb(
+        "zaya_jax.cascade",
+        "all stages of RL one after the other, scored after each; a tiny one by default",
+        ("cascade --workdir=runs/cascade", "cascade --until=warmup --workdir=runs/cascade"),
+    ),
     "reward-model": Verb(
         "zaya_jax.rl.preference.cli",
         "train a model of rewards from preference pairs",

@@ -68,8 +68,8 @@ class RL:
     """What is asked, how answers are sampled, and how they are learnt from."""
 
     # ((source, weight), ...): reasoning_gym:NAME, reasoning_gym:NAME?{"json": "parameters"}, a
-    # JSONL file of {prompt, answer, verifier}; or graded, by the curriculum: rlve:NAME, and
-    # reasoning_gym with a parameter such as "2+d"
+    # JSONL file of {prompt, answer, verifier}, package.module:function that gives tasks; or graded,
+    # by the curriculum: rlve:NAME, and reasoning_gym with a parameter such as "2+d"
     tasks: tuple[tuple[str, float], ...] = ()
     curriculum: Curriculum = Curriculum()
     heldout: int = 128  # tasks to score on, none of which is trained on

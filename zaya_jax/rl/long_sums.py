@@ -12,6 +12,7 @@ with. Attempts shown in them have mistakes, the answers have none.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ PARAMETERS = {"min_terms": 8, "max_terms": 10, "min_digits": 1, "max_digits": 1}
 TASKS = f"reasoning_gym:{NAME}?{json.dumps(PARAMETERS)}"
 """The source of tasks, as `rl.tasks` names it."""
 TEMPLATE = Path(__file__).with_suffix(".jinja")
-COUNT, HELDOUT = 24_000, 512
+COUNT, ASKED, HELDOUT = 24_000, 1_000, 512
 AGGREGATED = 0.5
 """Share of the demonstrations that go on with attempts."""
 ATTEMPTS = (2, 4)
@@ -70,6 +71,15 @@ def demonstrations() -> Iterator[Conversation]:
             },
         ]
         yield Conversation(f"long_sums:{number}", turns)
+
+
+def tasks() -> Iterator[Task]:
+    """Sums to go on with, a thousand of them: aggregation as `rl.tasks` of a stage."""
+    puzzles = Environment(NAME, seed=0, size=_FIRST + COUNT + ASKED, **PARAMETERS)
+    for number in range(COUNT, COUNT + ASKED):
+        task = puzzles.task(_FIRST + number)
+        tails = attempts(_expression(task), np.random.default_rng(number))
+        yield dataclasses.replace(task, prompt=shown(task, tails), source="aggregation")
 
 
 def shown(task: Task, tails: list[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from zaya_jax.config.rl import Curriculum as Section
+from zaya_jax.data.sources import function
 from zaya_jax.errors import UserError
 from zaya_jax.rl import graded as graded_lib
 from zaya_jax.rl.graded import Graded
@@ -120,9 +121,13 @@ def _open(name: str, heldout: int, seed: int) -> tuple[Callable[[int], Task], li
         held_out = Environment(environment, seed=_HELDOUT_SEED, size=size, **parameters)
         return puzzles.task, [held_out.task(_HELDOUT + i) for i in range(heldout)]
     path = Path(name)
-    if not path.is_file():
+    try:
+        made = None if path.exists() else function(name)
+    except ValueError as error:
+        raise UserError(f"rl.tasks: {error}") from None
+    if made is None and not path.is_file():
         raise UserError(f"rl.tasks: {name!r} is no file, and does not begin with {GYM!r}")
-    tasks = list(read_tasks(path))
+    tasks = list(read_tasks(path) if made is None else made())
     order = np.random.default_rng((_HELDOUT_SEED, 1)).permutation(len(tasks)).tolist()
     held, rest = [tasks[i] for i in order[:heldout]], [tasks[i] for i in order[heldout:]]
     asked = {task.prompt for task in held}
