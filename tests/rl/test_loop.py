@@ -17,7 +17,7 @@ from zaya_jax.config import Balance, Data, Experiment, Optim, Train
 from zaya_jax.config.rl import RL, Loss
 from zaya_jax.errors import UserError
 from zaya_jax.report import cli as report_cli
-from zaya_jax.rl import loop, saved
+from zaya_jax.rl import collect, loop, saved
 from zaya_jax.rl.record import ROLLOUTS
 from zaya_jax.sweep import measures, supervise
 from zaya_jax.train import metrics
@@ -240,7 +240,7 @@ def test_what_cannot_be_run_is_said(start, tmp_path, change, words):
 
 def test_nothing_to_learn_from_ends_a_stage_with_advice(start, tmp_path, monkeypatch):
     """Tasks that are always answered wrong have no contrast."""
-    monkeypatch.setattr(loop, "PATIENCE", 2)
+    monkeypatch.setattr(collect, "PATIENCE", 2)
     file = tmp_path / "impossible.jsonl"
     line = {"prompt": "copy 3", "answer": "no digit", "verifier": "exact"}
     file.write_text(json.dumps(line) + "\n")

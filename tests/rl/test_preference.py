@@ -1,12 +1,12 @@
 """Preference pairs and the model of rewards that is learnt from them."""
 
 import dataclasses
+import functools
 import io
 import json
 import random
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,9 +17,8 @@ from zaya_jax.errors import UserError
 from zaya_jax.model import functional
 from zaya_jax.rl.generation import Finished
 from zaya_jax.rl.judging import judge
-from zaya_jax.rl.preference import pairs, stdlib_pairs, train
+from zaya_jax.rl.preference import pairs, reward, stdlib_pairs, train
 from zaya_jax.rl.preference.judge import RewardModel
-from zaya_jax.rl.preference.reward import pair_loss, rewards
 from zaya_jax.rl.rewards.interface import Submission, Task
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Rollout
@@ -77,21 +76,28 @@ def test_made_pairs_cannot_be_told_by_length():
 def test_a_reward_is_the_last_positions_and_padding_changes_nothing():
     model = dataclasses.replace(MODEL, vocab_size=64)
     params, biases = functional.init(model, jax.random.key(0))
+    rewards = jax.jit(functools.partial(reward.rewards, model))
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 3
     lengths = np.array([7, 12], np.int32)
-    found, counts = rewards(model, params, biases, tokens, lengths)
+    found, counts = rewards(params, biases, tokens, lengths)
     other = tokens.copy()
     other[0, 7:] = 0
-    np.testing.assert_array_equal(rewards(model, params, biases, other, lengths)[0], found)
+    np.testing.assert_array_equal(rewards(params, biases, other, lengths)[0], found)
     other[0, 6] = 50
-    assert rewards(model, params, biases, other, lengths)[0][0] != found[0]
-    decoder = functional.merge(model, params, biases)
-    logits = decoder.logits(decoder(jnp.asarray(tokens[1:])).hidden)
+    assert rewards(params, biases, other, lengths)[0][0] != found[0]
+
+    @jax.jit
+    def logits_of(tokens):
+        decoder = functional.merge(model, params, biases)
+        return decoder.logits(decoder(tokens).hidden)
+
+    logits = logits_of(tokens[1:])
     np.testing.assert_allclose(found[1], logits[0, -1, model.pad_id], rtol=1e-5)
     assert counts.sum() == 19  # padding chooses nothing
 
     both = np.concatenate([tokens, tokens[::-1]])
-    told = pair_loss(model, params, biases, both, np.concatenate([lengths, lengths[::-1]]))
+    both_lengths = np.concatenate([lengths, lengths[::-1]])
+    told = jax.jit(functools.partial(reward.pair_loss, model))(params, biases, both, both_lengths)
     margin = float(found[0] - found[1])
     np.testing.assert_allclose(told.margin, 0, atol=1e-6)
     np.testing.assert_allclose(
@@ -146,11 +152,9 @@ def trained(tmp_path_factory):
 
 
 def test_it_orders_held_out_pairs_better_than_length(trained):
-    _, folder, outcome = trained
+    outcome = trained[2]
     assert outcome.step == 24 and outcome.interrupted is None
     assert outcome.accuracy > 0.95 > 0.75 > outcome.by_length
-    lines = metrics.read(folder)
-    assert abs(lines[0]["heldout_accuracy"] - 0.5) < 0.45  # nothing is known at first
 
 
 def test_a_run_goes_on_from_its_checkpoint(trained, tmp_path):
@@ -176,7 +180,8 @@ def test_the_gate_zeroes_what_its_verifier_fails(trained):
     """A fluent answer that breaks the instruction earns less than a clumsy one that keeps it."""
     model = RewardModel(trained[1])
     task = Task("say 5", "7", "exact", "test", "0")
-    texts = ["aa!", "7 aa?", "7 aa!", "<think>7 a!</think>7 aa?"]
+    right = "<answer>7</answer>"
+    texts = ["aa!", f"{right}aa?", f"{right}aa!", f"<think>7 a!</think>{right}aa?"]
     submissions = tuple(Submission(text, "7") for text in texts)
     plain = model(["say 5"] * 4, submissions)
     assert ((plain > 0) & (plain < 1)).all() and plain[0] > plain[1] and plain[2] > plain[1]
