@@ -58,3 +58,27 @@ ENTRY %main (p: f32[4]) -> f32[4] {
     found = collectives(text, MESH)
     assert [(one.times, one.known) for one in found] == [(15, True), (5, False), (1, True)]
     assert found[-1].bytes == 32  # a piece for each device of the group
+
+
+STARTS = [
+    ("(f32[4]{0}, f32[8]{0}) all-gather-start(%x)", "all-gather", 32),
+    ("((f32[4]{0}, f32[2]{0}), (f32[8]{0}, f32[4]{0})) all-gather-start(%x, %y)", "all-gather", 48),
+    # A sum's start has the results' type alone; a permute's names two counters at the end.
+    ("(f32[4]{0}, f32[2]{0}) all-reduce-start(%x, %y)", "all-reduce", 24),
+    ("f32[4]{0} all-reduce-start(%x)", "all-reduce", 16),
+    ("(f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%x)", "collective-permute", 16),
+    ("(f32[4]{0}, f32[4]{0}) collective-permute-start(%x)", "collective-permute", 16),
+]
+
+
+@pytest.mark.parametrize(("start", "kind", "size"), STARTS)
+def test_an_asynchronous_start_counts_its_results(start, kind, size):
+    line = f"  %s = {start}, replica_groups=[4,2]<=[8], source_target_pairs={{{{0,1}}}}"
+    [found] = collectives(program(line), MESH)
+    assert (found.kind, found.bytes) == (kind, size)
+
+
+def test_the_buffer_of_a_scatter_is_what_goes_in():
+    line = "  %r = f32[4]{0} reduce-scatter(%x), replica_groups=[2,4]<=[8], to_apply=%add"
+    [found] = collectives(program(line), MESH)
+    assert (found.group, found.bytes, found.buffer) == (4, 16, 64)

@@ -125,15 +125,19 @@ def _what_would_fit(experiment: Any, cluster: Any, devices: int) -> None:
     from zaya_jax.plan import search, words
 
     found = search.best(experiment, cluster, devices, _progress)
-    if found:
-        print("\n" + words.table(found[:3], f"what would fit on {devices} devices"))
-        one = found[0].case
-        print(
-            f"  --mesh={one.mesh} --config.model.remat={one.experiment.model.remat} "
-            f"--config.train.microbatches={one.microbatches}"
-        )
-    else:
-        print(f"\nnothing fits on {devices} devices: take more, or a smaller batch or context")
+    if not found:
+        print(f"\nnothing fits on {devices} devices, in no layout and under no policy")
+        more = search.smallest(experiment, cluster, 2 * devices)
+        found = [] if more is None else [more]
+    if not found:
+        print("nor on more of them: the batch or the context is too large for what they hold")
+        return
+    one = found[0].case
+    print("\n" + words.table(found[:3], f"what would fit on {one.devices} devices"))
+    print(
+        f"  --mesh={one.mesh} --config.model.remat={one.experiment.model.remat} "
+        f"--config.train.microbatches={one.microbatches}"
+    )
 
 
 def _compile(found: Any, record: dict[str, Any]) -> bool:

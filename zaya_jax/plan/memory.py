@@ -187,10 +187,12 @@ def working(case: Case) -> int:
 
 
 def head(case: Case) -> int:
-    """What the head reads, and its gradient (2 D a token, in the head's dtype), and `HEAD`."""
+    """What the head reads, and its gradient (2 D a token, in the head's dtype), and the gradient of
+    the logits, `HEAD` at most."""
     model = case.experiment.model
-    size = jnp.dtype(model.param_dtype).itemsize
-    return 2 * case.tokens * model.hidden_size * max(size, case.activation_itemsize) + HEAD
+    size = max(jnp.dtype(model.param_dtype).itemsize, case.activation_itemsize)
+    logits = min(case.tokens * model.vocab_size * size, HEAD)
+    return 2 * case.tokens * model.hidden_size * size + logits
 
 
 def whole_matrices(case: Case) -> int:

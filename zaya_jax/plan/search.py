@@ -22,6 +22,8 @@ POLICIES = REMAT
 """From the cheapest to the dearest."""
 MOST_ROWS = 4096
 """Of a microbatch on a device."""
+DOUBLINGS = 8
+"""Of the devices that `smallest` looks at."""
 
 
 def with_rows(experiment: Experiment, rows: int, microbatches: int = 1) -> Experiment:
@@ -115,6 +117,16 @@ def best(
                 break
     progress(len(candidates), len(candidates))
     return sorted(found, key=lambda one: one.time.seconds)
+
+
+def smallest(experiment: Experiment, hardware: Hardware, devices: int) -> Plan | None:
+    """The fastest plan on the fewest devices that fits, the number doubled from `devices` on."""
+    for _ in range(DOUBLINGS):
+        found = best(experiment, hardware, devices)
+        if found:
+            return found[0]
+        devices *= 2
+    return None
 
 
 def _parts(experiment: Experiment, mesh: str) -> Iterator[int]:
