@@ -1,7 +1,7 @@
 """Batches by number: rows of one source or of a weighted mixture, in an order that a seed fixes.
 
 A batch is a pure function of (plan, seed, step): to resume a run takes the step and nothing else,
-and it does not matter how many processes make the batches.
+and it does not matter how many processes make the batches: each asks for the rows that it needs.
 """
 
 from __future__ import annotations
@@ -70,23 +70,31 @@ class Batches:
         else:
             orders = {0: _shuffled(0, len(rows), seed)}
         self._firsts = list(orders)  # steps with which stretches of other weights begin
-        self._stretches = [order.batch(batch_size).map(rows.take) for order in orders.values()]
+        self._stretches = list(orders.values())  # numbers of rows, one after the other
 
     def __len__(self) -> int:
         """Batches in one pass over the rows, a last partial one included."""
         return -(-len(self.rows) // self.batch_size)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, places: np.ndarray | None = None) -> Batch:
         """The batch of a step, from 0; fields of shape [B, S].
+
+        Args:
+            step: which.
+            places: [b] int, make only the rows at these places, 0 to B - 1, in this order: fields
+                of shape [b, S]. None for all of them.
 
         Raises:
             IndexError: a negative step, or without a seed one past the last batch.
         """
         stretch = max(bisect_right(self._firsts, step) - 1, 0)
-        batches, number = self._stretches[stretch], step - self._firsts[stretch]
-        if not 0 <= number < len(batches):
-            raise IndexError(f"step {step} is not below {len(batches)}")
-        return batches[number]
+        order, number = self._stretches[stretch], step - self._firsts[stretch]
+        batches = -(-len(order) // self.batch_size)
+        if not 0 <= number < batches:
+            raise IndexError(f"step {step} is not below {batches}")
+        wanted = np.arange(self.batch_size) if places is None else places
+        first = number * self.batch_size
+        return self.rows.take(np.array([order[first + int(place)] for place in wanted], np.int64))
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass: batches 0 to `len(self) - 1`."""

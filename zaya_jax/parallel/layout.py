@@ -20,12 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from zaya_jax import lora
 from zaya_jax.config import Experiment
 from zaya_jax.config import mesh as line
-from zaya_jax.data.packing import Batch
+from zaya_jax.data import Batch, Batches
 from zaya_jax.errors import UserError
 from zaya_jax.model import functional
 from zaya_jax.model.shard import WHOLE, Shard
 from zaya_jax.muon import in_pieces
-from zaya_jax.parallel import context, muon, weights
+from zaya_jax.parallel import context, muon, parts, weights
 from zaya_jax.parallel.expert import Exchange
 from zaya_jax.parallel.rules import TABLE, Place, place
 from zaya_jax.parallel.shard import MeshShard
@@ -107,6 +107,10 @@ class OneDevice:
     def place_batch(self, batch: Batch) -> Batch:
         """Puts a batch of whole rows where its parts are computed."""
         return jax.device_put(batch, jax.devices()[0])
+
+    def load(self, batches: Batches, number: int) -> Batch:
+        """Makes a batch and places it; of several processes, each makes its devices' rows."""
+        return self.place_batch(batches.batch(number))
 
     def make(self, function: Callable[[], T]) -> T:
         """The state that a function returns, placed."""
@@ -207,13 +211,22 @@ class OnMesh(OneDevice):
         return lax.with_sharding_constraint(tree, self.shardings(tree))
 
     def place(self, tree):
-        """See `OneDevice`."""
-        return jax.device_put(tree, self.shardings(tree))
+        """See `OneDevice`. Of several processes, each brings the whole tree."""
+        return self._put(tree, self.shardings(tree))
 
     def place_frozen(self, params):
-        """See `OneDevice`."""
+        """See `OneDevice`; as `place`."""
         used = {path: NamedSharding(self.mesh, self.places[path].use) for path in params}
-        return jax.device_put(params, used)
+        return self._put(params, used)
+
+    def _put(self, tree, shardings):
+        if self._alone:
+            return jax.device_put(tree, shardings)
+        return jax.tree.map(parts.spread, tree, shardings)
+
+    @property
+    def _alone(self) -> bool:
+        return jax.process_count() == 1
 
     def place_batch(self, batch):
         """See `OneDevice`. Rows and tokens are taken in another order, which no sum depends on."""
@@ -221,21 +234,28 @@ class OnMesh(OneDevice):
         ordered = jax.tree.map(lambda x: np.asarray(x)[rows][:, tokens], batch)
         return jax.device_put(ordered, self.batch_sharding)
 
+    def load(self, batches, number):
+        """See `OneDevice`. What `place_batch` would place."""
+        if self._alone:
+            return super().load(batches, number)
+        count = batches.batch_size
+        owners = np.vectorize(lambda device: device.process_index)(self.mesh.devices)
+        places = parts.own_places(owners, jax.process_index(), count)
+        own = batches.batch(number, self.rows(count)[places])
+        tokens = self.tokens(own.tokens.shape[1])
+        return jax.tree.map(
+            lambda x: parts.from_own_rows(x[:, tokens], places, count, self.batch_sharding), own
+        )
+
     @property
     def batch_sharding(self) -> NamedSharding:
         """Of a batch's fields [B, S]."""
         return NamedSharding(self.mesh, self._batch)
 
     def rows(self, count: int) -> np.ndarray:
-        """[B]: which row of a batch stands at each place.
-
-        A device cuts its rows into microbatches. In this order the i-th ones of all devices are
-        the rows of the whole batch's i-th, so that a microbatch is the same on every mesh.
-        """
-        parts, shards = self.experiment.train.microbatches, line.row_shards(self.sizes)
-        if count % (parts * shards):
-            parts = 1  # a batch for evaluation
-        return np.arange(count).reshape(parts, shards, -1).swapaxes(0, 1).reshape(-1)
+        """[B]: which row of a batch stands at each place; see `parts.row_order`."""
+        microbatches = self.experiment.train.microbatches
+        return parts.row_order(count, microbatches, line.row_shards(self.sizes))
 
     def tokens(self, length: int) -> np.ndarray:
         """[S]: which token of a row stands at each place."""
@@ -250,7 +270,8 @@ class OnMesh(OneDevice):
         """See `OneDevice`."""
         sizes = " x ".join(f"{axis} {self.sizes[axis]}" for axis in self.axes)
         kind = self.mesh.devices.flat[0].device_kind
-        lines = [f"mesh: {sizes}: {self.devices} devices ({kind})"]
+        several = "" if self._alone else f" of {jax.process_count()} processes"
+        lines = [f"mesh: {sizes}: {self.devices} devices ({kind}){several}"]
         if self.exchange is not None:
             lines.append(f"  tokens travel to their experts by {self.exchange.kind} all-to-all")
         if self.sizes["fsdp"] > 1 and self.experiment.model.remat == "none":
@@ -283,12 +304,23 @@ def layout(experiment: Experiment, devices: Sequence[Any] | None = None) -> OneD
     """How an experiment lies on the devices that it names.
 
     Raises:
-      UserError: as `make_mesh`, or a mesh that does not fit the experiment.
+      UserError: as `make_mesh`, or a mesh that does not fit the experiment, or one that leaves
+        devices of several processes idle.
     """
     problems = list(line.check(experiment))
     if problems:
         raise UserError("\n".join(problems))
     sizes = line.parse(experiment.mesh)
-    if math.prod(sizes.values()) == 1:
+    wanted = math.prod(sizes.values())
+    if devices is None and (wanted > 1 or jax.process_count() > 1):
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        if wanted < len(devices) and jax.process_count() > 1:
+            raise UserError(
+                f"mesh = {experiment.mesh!r}: {wanted} of the {len(devices)} devices that the "
+                f"{jax.process_count()} processes have together; all are to take part, as in "
+                f"--mesh=data={len(devices)}"
+            )
+    if wanted == 1:
         return ONE_DEVICE
-    return OnMesh(experiment, make_mesh(sizes, jax.devices() if devices is None else devices))
+    assert devices is not None
+    return OnMesh(experiment, make_mesh(sizes, devices))

@@ -4,6 +4,9 @@ A checkpoint has two items. `weights` holds {"params", "biases"}, all that infer
 adapters alone under LoRA, see `zaya_jax.train.base`); `train` holds the rest of the state: step,
 optimizer, balancer, faults, data cursor. Its manifest tells damage apart from numbers.
 
+Of several processes each writes and reads its own shards; process 0 alone makes, names and removes
+folders, and says what is there.
+
 Training goes on while a checkpoint is written. Orbax takes its copy of the state before `save`
 returns, and writes into a scratch folder; once that is whole, the manifest is added and the folder
 gets its name, in one rename. What has a step's name is therefore complete, whenever the process
@@ -12,13 +15,14 @@ was killed.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ import orbax.checkpoint as ocp
 from zaya_jax.config import Experiment, Train
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import ONE_DEVICE, OneDevice
+from zaya_jax.parallel.processes import ALONE, Alone
 from zaya_jax.train import manifest
 from zaya_jax.train import state as train_state
 from zaya_jax.train.state import TrainState
@@ -52,14 +57,25 @@ class Checkpoints:
       folder: the run directory.
       experiment: gives shapes and dtypes, and how many to keep.
       layout: where a restored state is to lie, wherever it lay when it was saved.
+      group: the processes of the run, all of which make the same calls.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, layout: OneDevice = ONE_DEVICE):
+    def __init__(
+        self,
+        folder: Path,
+        experiment: Experiment,
+        layout: OneDevice = ONE_DEVICE,
+        group: Alone = ALONE,
+    ):
         self._folder, self._experiment = (folder / CHECKPOINTS).absolute(), experiment
-        self._layout = layout
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._clear()
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._layout, self._group = layout, group
+        group.share(self._clear)
+        self._among = ocp.options.MultiprocessingOptions(
+            # Named, they meet in the key-value store. Else they would meet on the devices, where
+            # a thread that writes must not get in between two steps.
+            active_processes=set(range(group.count)) if group.count > 1 else None
+        )
+        self._orbax = ocp.AsyncCheckpointer(self._handler(), multiprocessing_options=self._among)
         self._writing: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -73,7 +89,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if step in steps_in(self._folder):
+        if self._group.share(lambda: step in steps_in(self._folder)):
             return step
         weights, rest = _items(state)
         scratch = self._folder / f"{_SCRATCH}{step}"
@@ -94,13 +110,17 @@ class Checkpoints:
 
     def _publish(self, scratch: Path, step: int) -> None:
         """Runs beside the training: waits for Orbax, then gives the folder its name."""
-        try:
-            self._orbax.wait_until_finished()
+
+        def name() -> None:
             manifest.write(scratch)
             scratch.rename(self._folder / str(step))
             _sync(self._folder)
             there = steps_in(self._folder)
             self._remove(set(there) - kept(there, self._experiment.train))
+
+        try:
+            self._orbax.wait_until_finished()
+            self._group.share(name, "published")
         except BaseException as error:  # whatever it is, the training thread is to hear of it
             self._failure = error
 
@@ -132,7 +152,8 @@ class Checkpoints:
         if error is None:
             return  # and leaves it alone: the writer may have failed since
         self._failure = None
-        self._clear()
+        if self._group.leads:
+            self._clear()
         if not _NO_ROOM.search(f"{error!r} {error}"):
             raise error
         saved = self.newest()
@@ -157,28 +178,14 @@ class Checkpoints:
           UserError: there are checkpoints, but none can be read.
         """
         self.wait()
-        steps = sorted(steps_in(self._folder), reverse=True)
+        steps = self._group.share(lambda: sorted(steps_in(self._folder), reverse=True))
         if scheduled:
             steps = [step for step in steps if _is_scheduled(step, self._experiment.train)]
-        wanted = train_state.abstract(self._experiment)
-        weights, rest = _items(placed_on(self._layout, wanted))
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            for step in steps:
-                try:
-                    check(self._folder / str(step))
-                    found = reader.restore(
-                        self._folder / str(step),
-                        args=ocp.args.Composite(
-                            **{
-                                WEIGHTS: ocp.args.StandardRestore(weights),
-                                TRAIN: ocp.args.StandardRestore(rest),
-                            }
-                        ),
-                    )
-                except Exception as error:  # what Orbax, TensorStore or the file system may raise
-                    self._set_aside(step, error)
-                    continue
-                return TrainState(**found[WEIGHTS], **found[TRAIN])
+        for step in steps:
+            found, why = self._read(step)
+            if found is not None:
+                return found
+            self._group.share(functools.partial(self._set_aside, step, why))
         if steps or (not scheduled and any(self._folder.glob("damaged-*"))):
             raise UserError(
                 f"none of the checkpoints in {self._folder} can be read (they were renamed, not "
@@ -186,16 +193,51 @@ class Checkpoints:
             )
         return None
 
+    def _read(self, step: int) -> tuple[TrainState | None, str]:
+        """A checkpoint's state, or why there is none.
+
+        Raises:
+          UserError: it is whole, but only some of the processes can read it.
+        """
+        folder = self._folder / str(step)
+        damage = self._group.share(lambda: _failing(lambda: check(folder))[1])
+        if damage:
+            return None, damage
+        wanted = train_state.abstract(self._experiment)
+        weights, rest = _items(placed_on(self._layout, wanted))
+        args = {
+            WEIGHTS: ocp.args.StandardRestore(weights),
+            TRAIN: ocp.args.StandardRestore(rest),
+        }
+        with ocp.Checkpointer(self._handler(), multiprocessing_options=self._among) as reader:
+            found, why = _failing(lambda: reader.restore(folder, args=ocp.args.Composite(**args)))
+        told = self._group.gather(why)
+        failed = [f"process {index}: {text}" for index, text in enumerate(told) if text]
+        if not failed:
+            return TrainState(**found[WEIGHTS], **found[TRAIN]), ""
+        if len(failed) < len(told):
+            raise UserError(
+                f"{folder} is whole, but cannot be read by {'; '.join(failed)}. All processes must "
+                "see --workdir under the same path"
+            )
+        return None, told[0]
+
+    def _handler(self) -> ocp.CompositeCheckpointHandler:
+        options = ocp.CompositeOptions(multiprocessing_options=self._among)
+        return ocp.CompositeCheckpointHandler(composite_options=options)
+
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps: the run takes another course from here."""
-        self._remove(later for later in steps_in(self._folder) if later > step)
+        self._group.share(
+            lambda: self._remove(later for later in steps_in(self._folder) if later > step)
+        )
 
     def newest(self) -> Path | None:
         """The folder of the last checkpoint that is complete, if there is one."""
         steps = steps_in(self._folder)
         return self._folder / str(max(steps)) if steps else None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, why: str) -> None:
         damaged = self._folder / str(step)
         aside = self._folder / f"damaged-{step}"
         number = 1
@@ -205,11 +247,12 @@ class Checkpoints:
         damaged.rename(aside)
         warnings.warn(
             f"checkpoint {damaged} is damaged and was renamed {aside.name}; trying the one before "
-            f"it ({first_line(error)})",
+            f"it ({why})",
             stacklevel=3,
         )
 
     def _clear(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         for scratch in self._folder.glob(f"{_SCRATCH}*"):
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -253,6 +296,14 @@ def check(folder: Path, part: str = "") -> None:
     found = manifest.damage(folder, part)
     if found:
         raise OSError(found)
+
+
+def _failing(call: Callable[[], Any]) -> tuple[Any, str]:
+    """What a call returns, and no text; or None, and why it failed in one line."""
+    try:
+        return call(), ""
+    except Exception as error:  # what Orbax, TensorStore or the file system may raise
+        return None, first_line(error)
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -39,7 +39,7 @@ class Feed:
         return batch
 
     def _make(self, number: int) -> Batch:
-        return self._layout.place_batch(self._batches.batch(number))
+        return self._layout.load(self._batches, number)
 
     def close(self) -> None:
         """Ends the thread."""

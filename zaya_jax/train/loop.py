@@ -23,13 +23,14 @@ from zaya_jax.errors import UserError
 from zaya_jax.model.functional import Params
 from zaya_jax.parallel import OneDevice
 from zaya_jax.parallel import layout as layout_of
-from zaya_jax.train import faults, interrupt, setup, start, throughput, workdir
+from zaya_jax.parallel.processes import ALONE, Alone
+from zaya_jax.train import agree, faults, interrupt, setup, start, throughput, workdir
 from zaya_jax.train import metrics as metrics_lib
 from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.evaluate import evaluate
 from zaya_jax.train.feed import Feed
-from zaya_jax.train.metrics import Writer
-from zaya_jax.train.progress import Progress, clock
+from zaya_jax.train.metrics import Unwritten, Writer
+from zaya_jax.train.progress import Progress, Silent, clock
 from zaya_jax.train.state import TrainState
 from zaya_jax.train.step import make_eval_step, make_train_step, rates
 from zaya_jax.train.telemetry import UNWRITTEN, Metrics
@@ -67,7 +68,12 @@ class Result:
     interrupted: signal.Signals | None
 
 
-def train(experiment: Experiment, folder: Path | str, progress: Progress | None = None) -> Result:
+def train(
+    experiment: Experiment,
+    folder: Path | str,
+    progress: Progress | None = None,
+    group: Alone = ALONE,
+) -> Result:
     """Trains an experiment in a run directory, from where it stands there to its last step.
 
     Batches are a function of the cursor and checkpoints hold everything else, so a run that was
@@ -77,27 +83,35 @@ def train(experiment: Experiment, folder: Path | str, progress: Progress | None 
       experiment: what to train.
       folder: the run directory; made if need be.
       progress: where to tell.
+      group: the processes of the run, each of which makes this call; process 0 alone writes and
+        tells.
 
     Raises:
-      UserError: as `zaya_jax.parallel.layout`, `workdir.lock`, `workdir.claim`,
+      UserError: as `agree.check`, `zaya_jax.parallel.layout`, `workdir.lock`, `workdir.claim`,
         `setup.prepare_data`, `start.first_state`, `start.load_base`, `metrics.Writer` and
         `Checkpoints` say.
       Diverged: steps were refused time and again; the checkpoints from before that stay.
     """
-    folder, progress = Path(folder), progress or Progress(experiment.train.steps)
+    folder = Path(folder)
+    if progress is None:
+        progress = Progress(experiment.train.steps) if group.leads else Silent()
+    agree.check(group, experiment)
     layout = layout_of(experiment)
     with ExitStack() as stack:
-        stack.enter_context(workdir.lock(folder))
-        workdir.claim(experiment, folder)
-        prepared = setup.prepare_data(experiment, folder)
-        workdir.record_environment(folder)
-        checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment, layout)))
-        stop = stack.enter_context(interrupt.requests())
+        group.share(lambda: workdir.open_run(experiment, folder, stack))
+        agree.check_folder(group, folder)
+        prepared = setup.prepare_data(experiment, folder, group)
+        group.share(lambda: workdir.record_environment(folder))
+        checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment, layout, group)))
+        stop = stack.enter_context(interrupt.requests(group))
         compiled = stack.enter_context(throughput.compilations())
         progress.say("\n".join([setup.describe(experiment, prepared), *layout.describe()]))
-        run = _Run(experiment, folder, layout, prepared, checkpoints, progress, stop, compiled)
+        run = _Run(
+            experiment, folder, layout, group, prepared, checkpoints, progress, stop, compiled
+        )
         stack.callback(run.close)
-        return run()
+        with group.guard():
+            return run()
 
 
 class _Run:
@@ -108,20 +122,21 @@ class _Run:
         experiment: Experiment,
         folder: Path,
         layout: OneDevice,
+        group: Alone,
         prepared: Prepared,
         checkpoints: Checkpoints,
         progress: Progress,
         stop: interrupt.Request,
         compiled: throughput.Compilations,
     ):
-        self.cadence, self.layout = experiment.train, layout
+        self.cadence, self.layout, self.group = experiment.train, layout, group
         self.experiment, self.folder, self.prepared = experiment, folder, prepared
         self.checkpoints, self.progress = checkpoints, progress
         self.stop, self.compiled = stop, compiled
         self.bits_per_byte: dict[int, float] = {}
         self.base: start.Weights | None = None
         if experiment.lora.rank:
-            self.base = start.load_base(experiment, folder, progress.say)
+            self.base = start.load_base(experiment, folder, progress.say, group)
         state = checkpoints.restore()
         if state is None:
             state = start.first_state(experiment, progress.say, self.base, layout)
@@ -135,17 +150,21 @@ class _Run:
         self.merge = jax.jit(functools.partial(lora.merge, experiment.model, experiment.lora))
         self.feed = Feed(prepared.train, layout)
         self.rate = throughput.Rate()
-        self.peak = throughput.peak_flops(experiment, jax.devices()[0])
+        self.peak = throughput.peak_flops(experiment, jax.local_devices()[0])
 
     def _begin(self, state: TrainState) -> None:
         """Takes up the run at a state: from here on its records are written."""
         # Placed, as a restored state is: a resumed run finds its program in jax's cache.
         self.state = self.layout.place(state)
-        self.writer = Writer(self.folder, int(state.step), self.experiment)
+        step, writer = int(state.step), Writer if self.group.leads else Unwritten
+        self.writer = writer(self.folder, step, self.experiment)
         self.bits_per_byte = {
-            step: bits for step, bits in self.bits_per_byte.items() if step <= int(state.step)
+            done: bits for done, bits in self.bits_per_byte.items() if done <= step
         }
-        self.evaluated = {record["step"] for record in metrics_lib.evaluations(self.folder)}
+        there = self.group.share(
+            lambda: [record["step"] for record in metrics_lib.evaluations(self.folder)]
+        )
+        self.evaluated = set(there)
 
     def close(self) -> None:
         """Ends what runs beside."""
@@ -251,7 +270,7 @@ class _Run:
         record |= {
             "tokens_per_second": self.rate.value,
             "data_wait": self.rate.waiting,
-            "peak_memory_bytes": throughput.peak_memory_bytes(jax.devices()[0]),
+            "peak_memory_bytes": throughput.peak_memory_bytes(jax.local_devices()[0]),
             "compilations": self.compiled.count,
             "compile_seconds": self.compiled.seconds,
         }

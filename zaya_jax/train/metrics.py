@@ -115,6 +115,24 @@ class Writer:
             self._wandb.finish()
 
 
+class Unwritten(Writer):
+    """Of several processes, what all but one have: it writes nothing, and knows of no time."""
+
+    def __init__(self, folder: Path, step: int, experiment: Experiment | None = None):
+        del folder, step, experiment
+
+    @property
+    def seconds(self) -> float:
+        """None."""
+        return 0.0
+
+    def __call__(self, step: int, record: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 def _open_wandb(folder: Path, experiment: Experiment | None) -> Any:
     """A run of Weights & Biases, the same for all starts in a run directory; None if not wanted."""
     if experiment is None or experiment.train.wandb is None:

@@ -70,6 +70,23 @@ class Progress:
             self._stream.flush()
 
 
+class Silent(Progress):
+    """Tells nothing: of several processes one talks."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def due(self) -> bool:
+        """Never."""
+        return False
+
+    def draw(self, line: str) -> None:
+        """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Prints nothing."""
+
+
 def clock(seconds: float) -> str:
     """`0:09`, `12:34` or `1:23:45`."""
     minutes, second = divmod(round(seconds), 60)

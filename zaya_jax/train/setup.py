@@ -11,26 +11,44 @@ from zaya_jax.config import Experiment, Model
 from zaya_jax.data import Prepared, Tokenizer
 from zaya_jax.data.mistakes import as_user_errors
 from zaya_jax.errors import UserError
-from zaya_jax.train import workdir
+from zaya_jax.parallel.processes import ALONE, Alone
+from zaya_jax.train import agree, workdir
 
 
-def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
+def prepare_data(experiment: Experiment, folder: Path, group: Alone = ALONE) -> Prepared:
     """Reads, tokenises and packs the text; records in the run directory what it was.
 
     The run's tokenizer is the one in its directory, if there is one; else that of the config; else
     that of `init_from`; else one trained on the text.
 
+    Of several processes, process 0 does the work; the others then find what it has prepared, or
+    prepare the same where they cannot see it.
+
     Raises:
       UserError: there is no such text, it cannot be read, it is not the text that the run began
-        with, its tokenizer does not fit the model, or `init_from` has none.
+        with, its tokenizer does not fit the model, or `init_from` has none; or the processes have
+        read different texts.
     """
+    made: list[Prepared] = []
+    group.share(lambda: made.append(_prepare(experiment, folder, records=True)))
+    prepared = made[0] if made else _prepare(experiment, folder, records=False)
+    agree.check_data(group, _named(experiment), prepared.info.rows_sha256)
+    return prepared
+
+
+def _named(experiment: Experiment) -> str:
+    """The text, as the config has it."""
+    section = experiment.data
+    if section.mixture:
+        return f"data.mixture = {section.mixture}"
+    return f"data.source = {section.source!r}"
+
+
+def _prepare(experiment: Experiment, folder: Path, records: bool) -> Prepared:
     section, train = experiment.data, experiment.train
     saved = folder / workdir.TOKENIZER
-    named = f"data.source = {section.source!r}"
-    if section.mixture:
-        named = f"data.mixture = {section.mixture}"
     given = str(saved) if saved.exists() else load.tokenizer_for(experiment)
-    with as_user_errors(named, section.cache_dir):
+    with as_user_errors(_named(experiment), section.cache_dir):
         prepared = data_lib.prepare(
             section,
             vocab_size=experiment.model.vocab_size,
@@ -40,6 +58,8 @@ def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
             tokenizer=given,
         )
     _check_ids(experiment, prepared.tokenizer)
+    if not records:
+        return prepared
     workdir.check_data(folder, prepared.info.as_json())
     if not saved.exists():
         save_tokenizer(prepared.tokenizer, given, saved)

@@ -19,6 +19,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.model import functional
 from zaya_jax.model.functional import Biases, Params
 from zaya_jax.parallel import ONE_DEVICE, OneDevice
+from zaya_jax.parallel.processes import ALONE, Alone
 from zaya_jax.train import state as train_state
 from zaya_jax.train import workdir
 from zaya_jax.train.state import TrainState
@@ -103,7 +104,10 @@ def read_weights(experiment: Experiment, path: Path | str, tell: Callable[[str],
 
 
 def load_base(
-    experiment: Experiment, folder: Path, tell: Callable[[str], None] = lambda line: None
+    experiment: Experiment,
+    folder: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    group: Alone = ALONE,
 ) -> Weights:
     """The weights under a run's adapters: those that it first stood on, or none at all.
 
@@ -114,16 +118,24 @@ def load_base(
       experiment: has a `lora.rank`, hence a `train.init_from`.
       folder: the run directory.
       tell: see `first_state`.
+      group: the processes of the run, of which the first writes.
 
     Raises:
       UserError: they are not there any more, or are not the same; or as `read_weights`.
     """
     file = folder / workdir.BASE
-    if not file.exists():
+    first: list[Weights] = []
+
+    def pin() -> None:
+        if file.exists():
+            return
         path = _pinned(str(experiment.train.init_from))
-        weights = read_weights(experiment, path, tell)
-        workdir.write_json(file, {"path": str(path), "crc32": _checksum(weights)})
-        return weights
+        first.append(read_weights(experiment, path, tell))
+        workdir.write_json(file, {"path": str(path), "crc32": _checksum(first[0])})
+
+    group.share(pin)
+    if first:
+        return first[0]
     record = json.loads(file.read_text())
     stands = f"the adapters of {folder} stand on the weights of {record['path']}"
     way = f"put them back, or write where they are now into {file}"

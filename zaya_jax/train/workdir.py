@@ -27,7 +27,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -65,7 +65,7 @@ MAY_CHANGE = (
 how it is run, not what is trained. A cosine schedule follows a new `train.steps`. The form of the
 layers may not change: it is the layout of the checkpoint."""
 
-_DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @contextmanager
@@ -121,6 +121,25 @@ def claim(experiment: Experiment, folder: Path) -> bool:
                 shutil.rmtree(folder / name, ignore_errors=True)
         write_json(folder / CONFIG, to_dict(experiment))
     return started
+
+
+def open_run(experiment: Experiment, folder: Path, stack: ExitStack) -> None:
+    """Locks a run directory until the stack is closed, and claims it.
+
+    Raises:
+      UserError: as `lock` and `claim`.
+    """
+    stack.enter_context(lock(folder))
+    claim(experiment, folder)
+
+
+def mark(folder: Path) -> str:
+    """What tells the run directory that was claimed last from all others, and from its past."""
+    try:
+        found = (folder / CONFIG).stat()
+    except OSError as error:
+        return f"{folder / CONFIG}: {error.strerror}"
+    return f"{found.st_mtime_ns} {found.st_size}"
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -230,12 +249,13 @@ def environment() -> dict[str, Any]:
         "command": " ".join(["python", sys.argv[0], *map(shlex.quote, sys.argv[1:])]),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
+        "versions": {name: metadata.version(name) for name in DISTRIBUTIONS},
         "platform": platform.platform(terse=True),
         "processor": _processor(),
         "cores": _cores(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
     }
 
 

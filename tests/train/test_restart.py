@@ -1,0 +1,205 @@
+"""The launcher, of small programs for processes: what it starts again, and what it does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.started import children
+from zaya_jax import cli
+from zaya_jax.train import restart
+from zaya_jax.train.restart import Launch
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import os, signal, sys, time
+folder, plan = sys.argv[1:3]
+options = dict(word[2:].split("=") for word in sys.argv[3:])
+me = options.get("process_id", "0")
+starts = os.path.join(folder, me)
+with open(starts, "a") as file:
+    file.write("x")
+attempt = os.path.getsize(starts) - 1
+what = dict(part.split(":") for part in plan.split(",") if part).get(f"{me}@{attempt}", "0")
+if what == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    time.sleep(60)
+if what == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(what))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(plan, launch)`: what each process does at each of its starts, `1@0:kill,0@0:wait`."""
+    told: list[str] = []
+
+    def call(plan: str, count: int = 1, restarts: int = 0) -> tuple[int, list[str], dict[str, int]]:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path), plan]
+        status = restart.run(
+            Launch(command, local=count, count=count, restarts=restarts), told.append
+        )
+        return status, told, {f.name: f.stat().st_size for f in sorted(tmp_path.iterdir())}
+
+    return call
+
+
+def test_a_run_that_ends_is_not_started_again(run):
+    assert run("", count=3, restarts=5) == (0, [], {"0": 1, "1": 1, "2": 1})
+
+
+def test_all_are_started_again_when_one_was_lost(run, monkeypatch):
+    monkeypatch.setattr(restart, "_GRACE", 0.3)
+    status, told, starts = run("0@0:wait,1@0:kill,2@0:wait", count=3, restarts=2)
+    assert status == 0 and starts == {"0": 2, "1": 2, "2": 2}
+    assert told == [
+        "process 1 was ended by SIGKILL; starting again from the last checkpoint, 1 of at most 2 "
+        "times"
+    ]
+
+
+def test_no_more_often_than_the_limit(run):
+    status, told, starts = run("0@0:75,0@1:75,0@2:75,0@3:75", restarts=2)
+    assert status == 75 and starts == {"0": 3}
+    assert told[-1] == "process 0 ended with status 75; it is not started again (--restarts=2)"
+
+
+def test_a_status_that_a_signal_left_is_told_as_shells_do(run):
+    status, told, _ = run("0@0:kill")
+    assert status == 128 + signal.SIGKILL
+    assert told == ["process 0 was ended by SIGKILL; it is not started again"]
+
+
+@pytest.mark.parametrize("status", [2, 130, 143])
+def test_mistakes_and_stops_are_not_tried_again(run, status, monkeypatch):
+    monkeypatch.setattr(restart, "_GRACE", 0.3)
+    # Another process has ended with the status of one that lost a peer, and before.
+    found, told, starts = run(f"0@0:{status},1@0:wait", count=2, restarts=5)
+    assert found == status and starts == {"0": 1, "1": 1} and not told
+
+
+def test_the_mistake_of_one_counts_whoever_ends_first(run):
+    found, told, starts = run("0@0:75,1@0:2", count=2, restarts=5)
+    assert found == 2 and starts == {"0": 1, "1": 1} and not told
+
+
+def test_each_process_is_told_who_it_is():
+    launch = Launch(["p"], local=2, coordinator="h:1", count=8, first=4, devices=("0,1", "2,3"))
+    own = ["p", "--spawn=0", "--restarts=0", "--coordinator=h:1", "--processes=8"]
+    assert launch.commands() == [
+        [*own, "--process_id=4", "--local_devices=0,1"],
+        [*own, "--process_id=5", "--local_devices=2,3"],
+    ]
+    assert Launch(["p"]).commands() == [["p", "--spawn=0", "--restarts=0"]]
+    here = Launch(["p"], local=2, count=2).commands()
+    assert here[0][3] == here[1][3] and here[0][3].startswith("--coordinator=localhost:")
+
+
+LAUNCHER = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from zaya_jax.train.restart import Launch, run
+command = [sys.executable, "-c", {PROGRAM!r}, *sys.argv[1:]]
+sys.exit(run(Launch(command, local=2, count=2, restarts=3), print))
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    """A launcher of two that wait, as a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(tmp_path), "0@0:wait,1@0:wait"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: len(list(tmp_path.iterdir())) == 2 and len(children(process)) == 2)
+    time.sleep(0.2)  # they are about to set their handlers
+    yield process
+    process.kill()
+    process.wait()
+
+
+def until(there) -> None:
+    end = time.monotonic() + 20
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
+def test_a_signal_is_passed_on_and_is_the_end(launcher, tmp_path):
+    launcher.send_signal(signal.SIGTERM)
+    told, _ = launcher.communicate(timeout=20)
+    assert launcher.returncode == 128 + signal.SIGTERM and not told
+    assert [file.stat().st_size for file in tmp_path.iterdir()] == [1, 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
+def test_when_the_launcher_is_killed_its_processes_are_asked_to_stop(launcher):
+    found = list(children(launcher).values())
+    launcher.kill()
+    launcher.wait()
+    until(lambda: not any(lives(process) for process in found))
+
+
+def lives(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+# --- The command line ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--spawn=2", "--processes=1"], "processes 0 to 1 of 1"),
+        (["--spawn=2", "--processes=8"], "--coordinator of them all"),
+        (["--spawn=-1"], "spawn"),
+        (["--processes=2", "--process_id=0"], "--coordinator=HOST:PORT missing"),
+        (["--coordinator=localhost:1"], "--processes=N, --process_id=I missing"),
+        (["--processes=2", "--process_id=2", "--coordinator=h:1"], "process 2 of 2"),
+        (["--local_devices=a,b"], "--local_devices=a,b: expected numbers"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(options, message, tmp_path, capsys):
+    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*command, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_under_a_scheduler_starts_its_share(monkeypatch, tmp_path):
+    launches: list[Launch] = []
+    monkeypatch.setattr(restart, "run", lambda launch, tell: launches.append(launch) or 0)
+    slurm = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "n[1-4]",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "3",
+        "HIP_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*command, "--spawn=4", "--restarts=2"]) == 0
+    (launch,) = launches
+    assert (launch.count, launch.first, launch.restarts) == (16, 12, 2)
+    assert launch.coordinator == "n1:14580"
+    assert launch.devices == ["0,1", "2,3", "4,5", "6,7"]
+    assert launch.command[1:3] == [str(ROOT / "launch.py"), "train"]
+    assert os.path.isabs(launch.command[0])
