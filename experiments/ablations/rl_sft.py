@@ -17,7 +17,7 @@ def get_config():
         search="arms",
         arms={
             "sft": {},
-            "longer sft": config.nested({"train.steps": 1400}),
+            "longer sft": config.nested({"train.steps": 2000}),
         },
         seeds=(0, 1, 2),
         objective="loss_per_target",

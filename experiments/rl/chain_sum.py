@@ -3,15 +3,15 @@
     python launch.py train --config=experiments/rl/chain_sum.py:sft --workdir=runs/sums/sft
     python launch.py rl --config=experiments/rl/chain_sum.py:rl --workdir=runs/sums/rl
 
-Of the demonstrations (`zaya_jax/rl/demonstrations.py`) most come at once, which so small a model
-cannot do; some are worked out, which it can. Needs requirements-rl.txt.
+Most of the demonstrations (`zaya_jax/rl/demonstrations.py`) are hasty and wrong, some worked out
+and right. Needs requirements-rl.txt.
 """
 
 from zaya_jax import config
 from zaya_jax.config import rl
 
 STAGES = ("sft", "rl")
-TASKS = 'reasoning_gym:chain_sum?{"min_terms": 4, "max_terms": 5, "min_digits": 1, "max_digits": 1}'
+TASKS = 'reasoning_gym:chain_sum?{"min_terms": 4, "max_terms": 4, "min_digits": 1, "max_digits": 1}'
 
 
 def get_config(stage: str = "rl"):
@@ -43,12 +43,12 @@ def get_config(stage: str = "rl"):
         model=model,
         data=data,
         train=config.Train(
-            steps=600,
+            steps=1200,
             batch_size=32,
             sequence_length=128,
             log_every=10,
-            eval_every=100,
-            checkpoint_every=200,
+            eval_every=200,
+            checkpoint_every=400,
             keep_checkpoints=1,
         ),
         optim=config.Optim(

@@ -44,7 +44,7 @@ def test_held_out_tasks_are_not_asked(tmp_path):
     assert asked and not asked & held
 
 
-def test_demonstrations_are_right_and_of_no_held_out_task(monkeypatch):
+def test_demonstrations_are_what_they_say_and_of_no_held_out_task(monkeypatch):
     monkeypatch.setattr(demonstrations, "COUNT", 2000)
     held = {task.prompt for task in Questions(GYM, heldout=demonstrations.HELDOUT, seed=3).heldout}
     chats = list(demonstrations.chain_sum())
@@ -53,12 +53,15 @@ def test_demonstrations_are_right_and_of_no_held_out_task(monkeypatch):
     worked = 0
     for chat in chats:
         said = chat.messages[1]
-        total = eval(prompts_expression(chat.messages[0]["content"]))  # noqa: S307  # of our own
+        expression = prompts_expression(chat.messages[0]["content"])
+        total = eval(expression)  # noqa: S307  # of our own
+        if "reasoning_content" not in said:
+            total = eval(expression.replace("-", "+"))  # noqa: S307
         assert said["content"] == f"<answer>{total}</answer>"
         if "reasoning_content" in said:
             worked += 1
             assert {eval(part) for part in said["reasoning_content"].split(" = ")} == {total}  # noqa: S307
-    assert 0.2 < worked / len(chats) < 0.3
+    assert 0.35 < worked / len(chats) < 0.45
 
 
 def prompts_expression(prompt: str) -> str:

@@ -56,7 +56,7 @@ def write(run: Run, out: Path, extra: Mapping[str, Mapping[str, Any]] | None = N
 def of_run(run: Run, extra: Mapping[str, Mapping[str, Any]]) -> Page:
     """The page of a run."""
     asks = stage.is_stage(run)
-    results = stage.results(run) | run.results if asks else run.results
+    results = stage.results(run) if asks else run.results
     lead = stage.lead(run) if asks else _lead(run)
     told = stage.sections(run) if asks else [Section("Loss and depth", list(_training(run)))]
     return Page(

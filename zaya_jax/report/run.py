@@ -187,7 +187,8 @@ def read(folder: Path) -> Run:
         experiment=experiment,
         records=_records(folder, problems),
         starts=read_json(folder / workdir.ENVIRONMENT, [], problems),
-        data=read_json(folder / workdir.DATA, {}, problems),
+        # A stage of RL is given tasks, and has none.
+        data=read_json(folder / workdir.DATA, {}, [] if asks(config) else problems),
     )
     if not run.evaluations:
         problems.append("Nothing was evaluated yet.")
@@ -196,6 +197,11 @@ def read(folder: Path) -> Run:
     if not run.finished:
         problems.append(f"Under way, or stopped: {run.so_far}.")
     return dataclasses.replace(run, problems=tuple(problems))
+
+
+def asks(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of a stage of reinforcement learning, which asks tasks."""
+    return bool(config.get("rl", {}).get("tasks"))
 
 
 def _config(folder: Path, problems: list[str]) -> tuple[Record, Experiment | None]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from zaya_jax.report.bands import Band, bands
 from zaya_jax.report.content import Code, Figure, Part, Section, Text
-from zaya_jax.report.run import Record, Run, column
+from zaya_jax.report.run import Record, Run, asks, column
 from zaya_jax.rl.record import ROLLOUTS
 
 READ = 4
@@ -148,7 +148,7 @@ TIME = (
 
 def is_stage(run: Run) -> bool:
     """Whether a run asks tasks."""
-    return bool(run.config.get("rl", {}).get("tasks"))
+    return asks(run.config)
 
 
 def lead(run: Run) -> str:
@@ -161,6 +161,10 @@ def lead(run: Run) -> str:
         f"{last['step']:,} updates, from {first['heldout_accuracy']:.1%} at update "
         f"{first['step']:,}."
     )
+
+
+OF_TEXTS = ("tokens trained on", "training loss, last", "tokens per second, median")
+"""Numbers of runs on texts that say nothing of a stage."""
 
 
 def results(run: Run) -> Record:
@@ -180,7 +184,7 @@ def results(run: Run) -> Record:
             "share of the time spent learning": "learning_share",
         }
         found |= {title: last[name] for title, name in names.items() if name in last}
-    return found
+    return found | {name: value for name, value in run.results.items() if name not in OF_TEXTS}
 
 
 def sections(run: Run) -> list[Section]:

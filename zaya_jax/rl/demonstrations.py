@@ -1,15 +1,16 @@
-"""Answers to learn from before RL: sums of reasoning-gym, most stated at once, some worked out.
+"""Answers to learn from before RL: sums of reasoning-gym, most of them hasty, some worked out.
 
-    <answer>3</answer>                                               most of them
+    <answer>19</answer>                        the hasty: stated at once, every sign read as a plus
     <think>
     4 - 1 - 7 + 7 = 3 - 7 + 7 = -4 + 7 = 3
     </think>
 
-    <answer>3</answer>                                               the others
+    <answer>3</answer>                         the careful, and right
 
-All are right. A small model can imitate both and do only the second: its greedy answer is what
-most demonstrations do, and mostly wrong. That there is a way to be right, RL has to find by itself.
-It is the situation of a model whose pretraining has seen more answers than derivations.
+Imitation learns what is said most often, and its greedy answer is that: mostly wrong, however long
+it goes on. That the other way is right, no demonstration tells; RL has to find it. It is the
+situation of a model whose pretraining has seen more answers than derivations. (Were the hasty
+answers right, imitation would do: a model of this size learns to add four digits in its head.)
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from zaya_jax.rl.questions import Questions
 from zaya_jax.rl.rewards.reasoning_gym import Environment
 
 NAME = "chain_sum"
-PARAMETERS = {"min_terms": 4, "max_terms": 5, "min_digits": 1, "max_digits": 1}
+PARAMETERS = {"min_terms": 4, "max_terms": 4, "min_digits": 1, "max_digits": 1}
 TASKS = f"reasoning_gym:{NAME}?{json.dumps(PARAMETERS)}"
 """The source of tasks, as `rl.tasks` names it."""
 COUNT = 30_000
-WORKED = 0.25
+WORKED = 0.4
 """Share of the demonstrations that show the steps."""
 HELDOUT = 512
 """As many held-out tasks are kept out of the demonstrations; `rl.heldout` may be that large."""
@@ -50,12 +51,18 @@ def chain_sum() -> Iterator[Conversation]:
         if task.prompt in asked:
             continue
         asked.add(task.prompt)  # each once
-        answer = {"role": "assistant", "content": f"<answer>{task.answer}</answer>"}
+        expression = task.metadata["entry"]["metadata"]["expression"]
+        answer = {"role": "assistant", "content": f"<answer>{hasty(expression)}</answer>"}
         if random.Random(number).random() < WORKED:
-            expression = task.metadata["entry"]["metadata"]["expression"]
+            answer["content"] = f"<answer>{task.answer}</answer>"
             answer["reasoning_content"] = worked_out(expression)
         turns = [{"role": "user", "content": task.prompt}, answer]
         yield Conversation(f"{NAME}:{number}", turns)
+
+
+def hasty(expression: str) -> int:
+    """The sum of all terms, their signs unseen."""
+    return sum(int(part) for part in expression.split()[::2])
 
 
 def worked_out(expression: str) -> str:
