@@ -11,6 +11,9 @@ Symmetric, without zero points. `int8` holds -127..127, `int4` -7..7, `fp8` the 
 e4m3fn, as the published FP8 weights do (with a scale a column: their group is all of R), by their
 codes: XLA's CPU backend would widen an array of float8 as a whole before it reads of it. Numbers in
 e4m3fnuz, MI300X's own format, mean other values by the same codes, and are not taken for these.
+`fp4` holds the numbers of e2m1, times two so that they are integers: 0, 1, 2, 3, 4, 6, 8, 12 of
+either sign. With groups of 32 and powers of two as scales these are the numbers of MXFP4 (OCP
+Microscaling Formats 1.0, sections 5.2 and 5.3.3).
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-KINDS = ("int8", "int4", "fp8")
-LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
+KINDS = ("int8", "int4", "fp8", "fp4")
+LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0, "fp4": 12.0}
+GROUP = {"int4": 128, "fp4": 32}  # rows that share a scale by default, at most; else all of them
 OFFSET = 8  # what is added to an int4, so that it is stored as 1..15
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "scales"],
-    meta_fields=["bits", "group"],
+    meta_fields=["bits", "group", "floating"],
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
@@ -42,12 +46,14 @@ class Quantized:
       scales: [..., R / group, C] floating.
       bits: 8 or 4, of a value.
       group: rows that share a scale; R for one scale a column.
+      floating: whether 4 bits are a code of e2m1; 8 bits say it by their dtype.
     """
 
     values: jax.Array
     scales: jax.Array
     bits: int
     group: int
+    floating: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,8 +73,13 @@ class Quantized:
     def kind(self) -> str:
         """One of `KINDS`."""
         if self.bits == 4:
-            return "int4"
+            return "fp4" if self.floating else "int4"
         return "int8" if self.values.dtype == jnp.int8 else "fp8"
+
+    @property
+    def nbytes(self) -> int:
+        """Of values and scales, as they are stored."""
+        return sum(x.size * x.dtype.itemsize for x in (self.values, self.scales))
 
     def __getitem__(self, index) -> Quantized:
         """Some of the matrices, by leading axes."""
@@ -98,7 +109,7 @@ class Quantized:
     def numbers(self) -> jax.Array:
         """The values one by one, [..., R, C]: int8, or float8_e4m3fn for `fp8`."""
         if self.bits == 4:
-            return unpack(self.values, self.group)
+            return of_nibbles(unpack(self.values, self.group) + OFFSET, self.kind)
         if self.kind == "int8":
             return self.values
         return jax.lax.bitcast_convert_type(self.values, jnp.float8_e4m3fn)
@@ -116,8 +127,8 @@ def quantize(
     """Weights [..., R, C] rounded to the nearest, each group's largest at the end of the range.
 
     Args:
-      kind: `int8`, `int4` or `fp8`.
-      group: rows that share a scale; all of them by default, and 128 at most for `int4`.
+      kind: one of `KINDS`.
+      group: rows that share a scale; by default all of them, of `int4` 128 and of `fp4` 32 at most.
       scales_dtype: of the scales; values are rounded with what it keeps of them.
 
     Raises:
@@ -127,9 +138,10 @@ def quantize(
         raise ValueError(f"quantize: no kind {kind!r}; accepted: {', '.join(KINDS)}")
     *batch, rows, columns = weights.shape
     if group is None:
-        group = math.gcd(rows, 128) if kind == "int4" else rows
-    if group < 1 or rows % group or (kind == "int4" and group % 2):
-        even = "even numbers" if kind == "int4" else "numbers"
+        group = default_group(rows, kind)
+    halves = kind in ("int4", "fp4")
+    if group < 1 or rows % group or (halves and group % 2):
+        even = "even numbers" if halves else "numbers"
         raise ValueError(f"quantize: groups of {group}; accepted: {even} that divide {rows}")
     wide = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     grouped = wide.reshape(*batch, rows // group, group, columns)
@@ -140,10 +152,17 @@ def quantize(
     values = jnp.clip(values, -largest, largest).reshape(weights.shape)
     if kind == "fp8":
         return of_e4m3fn(values.astype(jnp.float8_e4m3fn), scales)
+    if kind == "fp4":
+        return of_e2m1(_codes(values), scales)
     values = jnp.round(values).astype(jnp.int8)
     if kind == "int8":
         return Quantized(values, scales, 8, group)
     return Quantized(pack(values, group), scales, 4, group)
+
+
+def default_group(rows: int, kind: str) -> int:
+    """Rows that share a scale, if nothing else is asked for."""
+    return math.gcd(rows, GROUP.get(kind, 0))
 
 
 def of_e4m3fn(values: jax.Array, scales: jax.Array) -> Quantized:
@@ -156,6 +175,32 @@ def of_e4m3fn(values: jax.Array, scales: jax.Array) -> Quantized:
         raise ValueError(f"of_e4m3fn: values in {values.dtype}; accepted: float8_e4m3fn")
     codes = jax.lax.bitcast_convert_type(values, jnp.uint8)
     return Quantized(codes, scales, 8, values.shape[-2] // max(scales.shape[-2], 1))
+
+
+def of_e2m1(codes: jax.Array, scales: jax.Array) -> Quantized:
+    """Weights as they were published: codes of e2m1, integers 0..15 [..., R, C], and the scales
+    [..., R / group, C] of *twice* their numbers."""
+    group = codes.shape[-2] // max(scales.shape[-2], 1)
+    packed = pack(codes.astype(jnp.int8) - OFFSET, group)
+    return Quantized(packed, scales, 4, group, floating=True)
+
+
+def _codes(values: jax.Array) -> jax.Array:
+    """The codes of the numbers nearest to `values`, -12..12, in twice e2m1; ties to even."""
+    size = jnp.abs(values)
+    step = jnp.where(size < 4, 1, jnp.where(size < 8, 2, 4))
+    size = jnp.round(size / step) * step
+    code = jnp.where(size < 4, size, jnp.where(size < 8, size / 2 + 2, size / 4 + 4))
+    return code.astype(jnp.int8) + jnp.where(values < 0, 8, 0).astype(jnp.int8)
+
+
+def of_nibbles(stored: jax.Array, kind: str) -> jax.Array:
+    """The numbers behind halves of bytes, 0..15, of `int4` or `fp4`; integers of the same dtype."""
+    if kind == "int4":
+        return stored - OFFSET
+    code = stored & 7
+    size = jnp.where(code < 4, code, jnp.where(code < 6, 2 * code - 4, 4 * code - 16))
+    return jnp.where(stored >= 8, -size, size)
 
 
 def pack(values: jax.Array, group: int) -> jax.Array:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,11 @@ from zaya_jax.config import Experiment, Model, Ops
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.model import forms
+from zaya_jax.model.functional import Declaration, declarations
 
 Values = dict[str, jax.Array]
+Store = Callable[[Declaration, Any], Any]
+"""How a parameter is kept, given its declaration and what was read of it."""
 
 CONFIG, CHECKPOINTS, TOKENIZER = "config.json", "checkpoints", "tokenizer"
 """What a run directory holds; see DESIGN's conventions."""
@@ -49,7 +53,8 @@ class Loaded:
     """A network with its values.
 
     model: its shape and how it computes.
-    params, biases: flat, by dotted path (see `zaya_jax.model.functional`).
+    params, biases: flat, by dotted path (see `zaya_jax.model.functional`). For inference, some of
+      the params may be quantized (see `zaya_jax.infer.quantize`).
     tokenizer: None if there was none; `require_tokenizer` says so in words.
     opens_with_bos: whether text begins with the tokenizer's begin-of-sequence token.
     """
@@ -100,6 +105,7 @@ def load(
     param_dtype: str | None = None,
     activation_dtype: str | None = None,
     ops: Ops | None = None,
+    store: Store | None = None,
 ) -> Loaded:
     """Reads weights, model section and tokenizer.
 
@@ -111,6 +117,8 @@ def load(
         never cast: they are compared with float32 probabilities.
       activation_dtype: None keeps the model's.
       ops: implementations of the ops; None keeps the model's.
+      store: how each parameter is kept, instead of as it is; layers are then in the form `unroll`.
+        Weights that were published quantized come to it as they are, and are refused without it.
 
     Returns:
       `Loaded`. A run's special ids are those of its tokenizer.
@@ -124,16 +132,19 @@ def load(
     if source.kind == "run":
         model, params, biases, tokenizer_dir = _open_run(source, path)
     else:
-        model, params, biases, tokenizer_dir = _open_folder(source.path, param_dtype)
+        model, params, biases, tokenizer_dir = _open_folder(source.path, param_dtype, store)
     eos_id = model.eos_id if source.kind == "folder" else None  # a run goes by its tokenizer
     tokenizer = _open_tokenizer(tokenizer_dir, eos_id)
     if source.kind == "run" and tokenizer is not None:
         model = _with_ids_of(tokenizer, model)
 
-    if param_dtype is not None:
+    if param_dtype is not None and source.kind == "run":  # a folder's are cast as they are read
         for name, value in params.items():  # each replaces its source: no second set is ever held
             params[name] = _cast(value, param_dtype)
     model, params, biases = forms.convert(model, params, biases, layers, consume=True)
+    if store is not None and source.kind == "run":
+        for name, declaration in declarations(model).items():
+            params[name] = store(declaration, params.pop(name))
     model = dataclasses.replace(
         model,
         param_dtype=param_dtype or model.param_dtype,
@@ -251,9 +262,14 @@ def _open_run(source: Source, path: Path):
     return experiment.model, params, biases, source.path / TOKENIZER
 
 
-def _open_folder(path: Path, param_dtype: str | None):
+def _open_folder(path: Path, param_dtype: str | None, store: Store | None):
     folder = importlib.import_module("zaya_jax.hf").open_folder(path)
-    params, biases = folder.load(param_dtype, progress="load")
+    if folder.packed and store is None:
+        raise UserError(
+            f"{path}: its experts are quantized ({folder.packed_as}): they can be served, not "
+            "trained; take the weights they were made from, or write these out by launch.py import"
+        )
+    params, biases = folder.load(param_dtype, progress="load", store=store)
     return folder.model, params, biases, folder.tokenizer_dir
 
 

@@ -60,6 +60,13 @@ def mesh() -> None:
     flags.DEFINE_string("mesh", None, "devices by axis, e.g. data=4,expert=2 (docs/scale.md)")
 
 
+def quantize() -> None:
+    """`--quantize` and what goes with it; `zaya_jax.infer.quantize.of_flags` reads them."""
+    flags.DEFINE_string("quantize", None, "weights as int8, int4, fp8 or fp4; as they are else")
+    flags.DEFINE_string("quantize_what", "experts", "which weights: experts, or all matrices")
+    flags.DEFINE_integer("quantize_group", None, "rows with one scale: int4 128, fp4 32, else all")
+
+
 def json() -> None:
     flags.DEFINE_string("json", None, "also write what is printed to this file, as JSON")
 

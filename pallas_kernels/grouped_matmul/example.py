@@ -28,7 +28,7 @@ def shapes_8b(form: Form) -> dict[str, Call]:
     """A layer's experts on all tokens of a form, each of which drew one of them or skip.
 
     Where nothing is trained also with quantized weights: int8 and fp8 with a scale a column, int4
-    with one for 128 rows of it.
+    with one for 128 rows of it, fp4 with one for 32.
     """
     T, sizes = form.tokens, ZAYA1_8B
     E, D, F = sizes.experts, sizes.hidden, sizes.expert_width

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.grouped_matmul.layout import Layout, lay_out
-from pallas_kernels.quantized import OFFSET, Quantized
+from pallas_kernels.quantized import Quantized, of_nibbles
 
 FEW = 64  # assignments
 ADDED = 8  # rows of weights that one pass over the columns adds up
@@ -151,7 +151,7 @@ def _numbers(packed: jax.Array, weights: Quantized, half: int, wide) -> jax.Arra
     """Stored values as numbers, yet to be multiplied by `_factor`."""
     if weights.bits == 4:
         nibble = (packed >> 4) if half else (packed & 15)
-        return nibble.astype(jnp.int8).astype(wide) - OFFSET
+        return of_nibbles(nibble.astype(jnp.int8), weights.kind).astype(wide)
     if weights.kind == "int8":
         return packed.astype(wide)
     # The bits of e4m3fn, moved to where float16 has them, are the same number over 2^8 (the zero

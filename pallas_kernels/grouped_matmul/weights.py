@@ -1,9 +1,9 @@
 """How a kernel reads the matrices of the experts, as they are or quantized.
 
-Quantized values are converted in registers, exactly: int8, int4 and e4m3fn all fit into bfloat16's
-eight bits. e4m3fn is never taken for e4m3fnuz, the format of MI300X's own matrix instructions: the
-products are of bfloat16 (or of float32 at full precision, where tokens are float32), and it is
-memory that is saved. A group's scales multiply the float32 sum over the group.
+Quantized values are converted in registers, exactly: all kinds fit into bfloat16's eight bits.
+e4m3fn is never taken for e4m3fnuz, the format of MI300X's own matrix instructions: the products are
+of bfloat16 (or of float32 at full precision, where tokens are float32), and it is memory that is
+saved. A group's scales multiply the float32 sum over the group.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.dots import dot
 from pallas_kernels.grouped_matmul.tiles import UNIT, block_of
-from pallas_kernels.quantized import OFFSET, Quantized
+from pallas_kernels.quantized import Quantized, of_nibbles
 
-MOST_GROUP = 256  # of int4, whose groups are a step each
+MOST_GROUP = 256  # of 4 bits, whose groups are a step each
 
 
 class Matrices:
@@ -95,7 +95,7 @@ class Matrices:
             parts = []
             for block in columns:
                 packed = refs[0][expert, pl.ds(i * half, half), block].astype(jnp.int32)
-                low, high = (packed & 15) - OFFSET, (packed >> 4) - OFFSET
+                low, high = (of_nibbles(x, own.kind) for x in (packed & 15, packed >> 4))
                 part = dot(first, low.astype(first.dtype)) + dot(last, high.astype(last.dtype))
                 parts.append(part)
         return [part * scale for part, scale in zip(parts, scales, strict=True)]
@@ -107,5 +107,5 @@ def lacks(weights: Quantized) -> str | None:
     if weights.group % least:
         return f"{weights.kind} groups of multiples of {least} rows, not {weights.group}"
     if weights.bits == 4 and (weights.group & (weights.group - 1) or weights.group > MOST_GROUP):
-        return f"int4 groups of 32, 64, 128 or {MOST_GROUP} rows, not {weights.group}"
+        return f"{weights.kind} groups of 32, 64, 128 or {MOST_GROUP} rows, not {weights.group}"
     return None

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.projections import reference, triton
+from pallas_kernels.projections import quantized, reference, triton
+from pallas_kernels.projections.quantized import tied
+from pallas_kernels.quantized import Quantized, forward_only
 
-__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "projections"]
+__all__ = ["IMPLEMENTATIONS", "SUPPORTS", "projections", "tied"]
 
 # Matmuls: XLA has a library's, or its own.
 IMPLEMENTATIONS: dict[str, Callable] = {
@@ -23,17 +25,23 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "xla": reference.projections,
     "reference": reference.projections,
 }
+# Where a matrix is quantized; forward only.
+QUANTIZED: dict[str, Callable] = {
+    "xla": forward_only("projections", quantized.projections),
+    "reference": forward_only("projections", reference.projections),
+}
 SUPPORTS = {"triton": triton.supports}
 
 
 def projections(
-    x: jax.Array, weights: Sequence[jax.Array], *, implementation: str = "auto"
+    x: jax.Array, weights: Sequence[jax.Array | Quantized], *, implementation: str = "auto"
 ) -> list[jax.Array]:
     """`x @ w` for each of `weights`.
 
     Args:
       x: [T, D].
-      weights: each [D, n], in the dtype of `x`.
+      weights: each [D, n], in the dtype of `x` or `Quantized`; with one of these there is neither a
+        backward pass nor `triton`.
       implementation: see `pallas_kernels.dispatch`; `triton` takes up to 256 tokens, and has no
         backward pass.
 
@@ -45,10 +53,18 @@ def projections(
         does not take this call.
     """
     weights = tuple(weights)
-    shapes = f"x {x.dtype} {x.shape}, weights " + ", ".join(f"{w.dtype} {w.shape}" for w in weights)
+    plain = [w for w in weights if not isinstance(w, Quantized)]
+    for w in weights:
+        if isinstance(w, Quantized):
+            w.check("projections")
+    kinds = [w.kind if isinstance(w, Quantized) else w.dtype for w in weights]
+    shapes = f"x {x.dtype} {x.shape}, weights " + ", ".join(
+        f"{kind} {w.shape}" for kind, w in zip(kinds, weights, strict=True)
+    )
     if x.ndim != 2 or any(w.ndim != 2 or w.shape[0] != x.shape[1] for w in weights):
         raise ValueError(f"projections: want [T, D] and [D, n] each; got {shapes}")
-    if any(w.dtype != x.dtype for w in weights) or not jnp.issubdtype(x.dtype, jnp.floating):
+    if any(w.dtype != x.dtype for w in plain) or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"projections: want one floating dtype; got {shapes}")
-    found = dispatch.call("projections", IMPLEMENTATIONS, SUPPORTS, implementation, x, weights)
+    table = IMPLEMENTATIONS if len(plain) == len(weights) else QUANTIZED
+    found = dispatch.call("projections", table, SUPPORTS, implementation, x, weights)
     return list(found)

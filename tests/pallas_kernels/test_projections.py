@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pallas_kernels import dispatch, interpret, tuned
 from pallas_kernels.draws import Draws
-from pallas_kernels.projections import example, projections, reference, triton
+from pallas_kernels.projections import example, projections, reference, tied, triton
+from pallas_kernels.quantized import quantize
 from tests.pallas_kernels.agreement import assert_close, widened
 
 # Of the largest entry. Sums of at most 96 terms in float32; bfloat16 rounds the result 2^-9.
@@ -45,6 +47,40 @@ def test_agrees_with_the_definition(dtype, tokens, hidden, widths):
     expected = jax.jit(reference.projections)(*widened((x, weights)))
     assert [y.dtype.name for y in found] == [dtype] * len(widths)
     assert_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, "float32"), (40, "bfloat16")])
+@pytest.mark.parametrize(("kind", "group"), [("int8", None), ("int4", 32), ("fp4", 32)])
+def test_quantized_matrices_agree_with_the_definition(tokens, dtype, kind, group):
+    x, weights = draw(dtype, tokens, 96, (64, 32))
+    weights = jax.jit(lambda w: [quantize(m, kind, group) for m in w])(weights)
+    run = jax.jit(projections, static_argnames="implementation")
+    found = run(x, weights, implementation="xla")
+    expected = run(x, weights, implementation="reference")
+    assert [y.dtype.name for y in found] == [dtype] * 2
+    assert_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda", "cpu"])
+def test_a_quantized_embedding_is_multiplied_as_it_is_meant(platform):
+    """More rows than a block holds, and no multiple of it; also as a GPU computes it."""
+    draws = Draws(0, jnp.dtype("float32"))
+    x, embedding = draws.normal((3, 32)), draws.normal((300, 32))
+    stored = jax.jit(lambda e: quantize(e[..., None], "int8"))(embedding)
+    assert stored.shape == (300, 32, 1) and stored.group == 32
+    with dispatch.compiling_for(platform):
+        found = jax.jit(lambda *args: tied(*args, jnp.float32))(x, stored)
+    np.testing.assert_allclose(found, x @ stored.dequantize()[..., 0].T, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+def test_quantized_matrices_of_a_gpu_are_those_that_are_meant(platform):
+    x, weights = draw("float32", 5, 64, (32,))
+    for kind, group in (("int8", None), ("int4", 32)):
+        stored = jax.jit(lambda w, k=kind, g=group: quantize(w, k, g))(weights[0])
+        with dispatch.compiling_for(platform):
+            [found] = jax.jit(lambda x, w: projections(x, [w], implementation="xla"))(x, stored)
+        np.testing.assert_allclose(found, x @ stored.dequantize(), atol=1e-5)
 
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])

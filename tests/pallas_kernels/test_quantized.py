@@ -15,7 +15,15 @@ from pallas_kernels import dispatch, interpret
 from pallas_kernels.draws import Draws
 from pallas_kernels.grouped_matmul import example, experts, reference, triton
 from pallas_kernels.grouped_matmul.quantized_xla import product
-from pallas_kernels.quantized import KINDS, LARGEST, of_e4m3fn, pack, quantize, unpack
+from pallas_kernels.quantized import (
+    KINDS,
+    LARGEST,
+    of_e2m1,
+    of_e4m3fn,
+    pack,
+    quantize,
+    unpack,
+)
 from pallas_kernels.shapes import FORMS
 from tests.pallas_kernels.agreement import few_examples
 
@@ -56,6 +64,9 @@ def test_a_weight_is_off_by_half_a_step_at_most(kind, groups, half, columns, see
     scales = np.repeat(np.asarray(found.scales), group, axis=1)
     # e4m3 has three bits behind the point: half a step is 2^-4 of the number, 2^-10 of the least.
     step = np.maximum(np.abs(weights) * 2**-3, scales * 2**-9) if kind == "fp8" else scales
+    if kind == "fp4":  # one bit behind the point: 0, 1, 2, 3, then 4, 6, then 8, 12
+        times = np.abs(weights) / scales
+        step = scales * np.where(times < 4, 1, np.where(times < 8, 2, 4))
     assert (error <= step / 2 * (1 + 1e-4)).all()
     peak = np.abs(weights).reshape(2, groups, group, columns).max(2)
     np.testing.assert_allclose(found.scales, np.where(peak > 0, peak / LARGEST[kind], 1), rtol=1e-6)
@@ -130,6 +141,19 @@ def test_every_number_of_fp8_is_read_exactly(tokens):
     np.testing.assert_array_equal(found, np.asarray(values, np.float32)[:tokens])
 
 
+def test_every_number_of_fp4_is_twice_that_of_e2m1():
+    """All codes, against the library's own float4, in both places of a byte."""
+    codes = np.arange(16, dtype=np.uint8)
+    wanted = codes.view(np.uint8).astype(np.uint8)
+    numbers = np.array([jnp.float4_e2m1fn.dtype.type(0)] * 16)
+    numbers.view(np.uint8)[:] = wanted
+    weights = of_e2m1(jnp.asarray(np.stack([codes, codes[::-1]])), jnp.full((1, 16), 0.5))
+    weights.check("weights")
+    found = np.asarray(jax.jit(lambda w: w.dequantize())(weights))
+    expected = numbers.astype(np.float32)
+    np.testing.assert_array_equal(found, np.stack([expected, expected[::-1]]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_writes_no_converted_weights_to_memory(kind):
     """On a CPU what is saved is memory traffic: temporaries are far smaller than a matrix."""
@@ -164,7 +188,7 @@ def test_says_what_it_does_not_take():
             experts(x, index, weight, wrong, down)
     with pytest.raises(ValueError, match="in float8_e4m3fnuz; accepted: float8_e4m3fn"):
         of_e4m3fn(jnp.zeros((2, 8, 4), jnp.float8_e4m3fnuz), jnp.ones((2, 1, 4)))
-    with pytest.raises(ValueError, match="no kind 'nf4'; accepted: int8, int4, fp8"):
+    with pytest.raises(ValueError, match="no kind 'nf4'; accepted: int8, int4, fp8, fp4"):
         quantize(x, "nf4")
     with pytest.raises(ValueError, match="groups of 3; accepted: even numbers that divide 96"):
         quantize(down.dequantize(), "int4", 3)

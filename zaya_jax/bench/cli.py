@@ -1,4 +1,5 @@
-"""`launch.py bench`: speed, serving or bfloat16 drift beside transformers, Muon beside optax."""
+"""`launch.py bench`: speed, serving or bfloat16 drift beside transformers, Muon beside optax;
+quantized forms of a run beside the run itself, and what fits where."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def define_flags() -> None:
     options.config("experiments/bench.py")
     options.json()
     options.seed()
-    flags.DEFINE_enum("suite", "speed", ["speed", "serving"], "speed is told more by --what")
+    suites = ["speed", "serving", "quantization"]
+    flags.DEFINE_enum("suite", "speed", suites, "what to measure; speed is told more by --what")
+    flags.DEFINE_string("model", None, "run to quantize; random weights of --config by default")
     flags.DEFINE_enum("against", "transformers", ["transformers"], "the peer")
     flags.DEFINE_list("what", ["prefill", "train", "decode"], f"among {', '.join(WHAT)}")
     flags.DEFINE_integer("pairs", 7, "measurements of each side, taken in turns", lower_bound=1)
@@ -38,6 +41,9 @@ def main(argv: Sequence[str]) -> int | None:
     """Prints the tables; see `speed`, `serving`, `drift` and `muon`."""
     if FLAGS.suite == "serving":
         _serving()
+        return None
+    if FLAGS.suite == "quantization":
+        _quantization()
         return None
     unknown = set(FLAGS.what) - set(WHAT)
     if unknown:
@@ -105,6 +111,27 @@ def _serving() -> None:
         "lines": [dataclasses.asdict(line) for line in lines],
         "prefix": dataclasses.asdict(prefix),
         "compiled_after_warm_up": compiled,
+    }
+    options.write_json(record)
+
+
+def _quantization() -> None:
+    from zaya_jax.bench import fits, quantization
+
+    model = config.freeze(FLAGS.config).model if FLAGS.model is None else None
+    record: dict[str, Any] = {"machine": _machine(), "model": FLAGS.model}
+    print(f"machine: {record['machine']}")
+    rows = quantization.measure(FLAGS.model, model, FLAGS.seed, FLAGS.pairs)
+    print(quantization.show(rows))
+    fitting = fits.rows()
+    print(
+        "\ntokens of context, of all sequences together, that fit beside the weights and "
+        f"{fits.RESERVE:g} GiB for the rest, with a cache in bfloat16 / in int8:"
+    )
+    print(fits.show(fitting))
+    record |= {
+        "rows": quantization.as_json(rows),
+        "fits": [dataclasses.asdict(row) for row in fitting],
     }
     options.write_json(record)
 

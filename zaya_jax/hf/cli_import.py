@@ -53,6 +53,11 @@ def main(argv: list[str]) -> None:
         f"{record['tensors']} tensors in {model.param_dtype}, from the {record['layout']} layout, "
         f"{size / 1e9:.2f} GB in {record['seconds']} s"
     )
+    if not folder.origin.headers:
+        print(
+            "its experts were quantized: they are written as the bfloat16 numbers they stand for; "
+            f"to keep them as they are, give --model={source} to generate, solve or serve"
+        )
     if folder.tokenizer_dir is None:
         print("there was no tokenizer.json: text needs one in the tokenizer/ of that folder")
     print(f"next: python launch.py generate --model={out} --prompt='Hello'")

@@ -21,6 +21,7 @@ from zaya_jax.hf.safetensors_io import CheckpointError
 Config = Mapping[str, Any]
 FULL, SLIDING = "hybrid", "hybrid_sliding"
 MOST_LAYERS = 10_000  # lists with an entry a layer are made before the model section is checked
+QUANTIZED = ("compressed-tensors", "mxfp4", "quark")  # whose experts `packed` may know
 TRANSFORMERS_VERSION = "5.23.0"  # whose ZayaConfig this module follows
 
 # Fields of the model section and the keys that mean exactly the same.
@@ -118,9 +119,15 @@ def read(config: Config, where: str = "config.json") -> Model:
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{where}: expected an object with fields, found {config!r:.60}")
     problems: list[str] = []
-    if config.get("quantization_config") is not None:
-        problems.append("quantization_config: quantised weights are not read; use the bf16 ones")
     style = schema_of(config)
+    quantization = config.get("quantization_config")
+    if quantization is not None and style != "native":
+        problems.append("quantization_config: quantised weights are read in the native layout only")
+    elif quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        if method not in QUANTIZED:
+            known = ", ".join(QUANTIZED)
+            problems.append(f"quantization_config.quant_method = {method!r}: known: {known}")
     if style == "list":
         config = _flatten(config, problems)
     layers = config.get("num_hidden_layers", 1)

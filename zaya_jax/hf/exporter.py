@@ -82,7 +82,8 @@ def convert_folder(
     """Writes an opened folder, imported or not, as a Hugging Face folder; streams.
 
     In the layout it came from, with `dtype` left alone, config.json and its companions come back as
-    they were, and with `max_shard_gb` left alone the weight files too, byte for byte.
+    they were, and with `max_shard_gb` left alone the weight files too, byte for byte. Experts that
+    were quantized in it are written in bfloat16, and config.json anew.
 
     Args:
       layout: the one it came from by default. Others: see `write_folder`.
@@ -91,7 +92,7 @@ def convert_folder(
     layout = origin.layout if layout is None else layout
     refuse_same(folder.path, out)
     limit = SHARD_BYTES if max_shard_gb is None else max_shard_gb * 1e9
-    if layout != origin.layout or dtype != "source":
+    if layout != origin.layout or dtype != "source" or not origin.headers:
         tokenizer = folder.tokenizer_dir
         return _write(
             folder, out, layout, dtype, limit, tokenizer, None, overwrite, progress, origin.folder

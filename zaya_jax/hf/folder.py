@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +17,11 @@ from zaya_jax import config as schema
 from zaya_jax.config import Model
 from zaya_jax.hf import config_map
 from zaya_jax.hf import layout as layouts
+from zaya_jax.hf import packed as packs
 from zaya_jax.hf.files import HEADER, MANIFEST, ORIGIN, TOKENIZER
 from zaya_jax.hf.files import TOKENIZER_FILES as TOKENIZER_FILES
 from zaya_jax.hf.names import JAX, LEGACY, NATIVE, detect, places
+from zaya_jax.hf.packed import Packed
 from zaya_jax.hf.safetensors_io import (
     CheckpointError,
     Header,
@@ -26,9 +30,10 @@ from zaya_jax.hf.safetensors_io import (
     parse_header,
 )
 from zaya_jax.hf.weights import NonFinite, dominant_dtype
-from zaya_jax.model.functional import Biases, Params
+from zaya_jax.model.functional import Biases, Declaration, Params
 
 FORMAT = 1  # of the manifest
+BFLOAT16 = np.dtype(jnp.bfloat16)
 FLOATS = tuple(np.dtype(jnp.dtype(d)) for d in ("bfloat16", "float16", "float32", "float64"))
 SHOWN = 40  # names listed of each kind of mistake
 
@@ -39,7 +44,8 @@ class Origin:
 
     layout: `native` or `legacy`.
     folder: where its config.json and the like are, as they were.
-    headers: of its weight files, by name.
+    headers: of its weight files, by name; none where the weights are not those of the files, but
+      were quantized in them.
     """
 
     layout: str
@@ -54,6 +60,8 @@ class Folder:
     model: its section, in unrolled form, with the dtype of most weights.
     layout: `native`, `legacy` or `jax`.
     tokenizer_dir: where its `tokenizer.json` is; None if it has none.
+    packed: experts that are quantized in the file, by native name. A part of them is given as what
+      it stands for, rounded to bfloat16 (which MXFP4 fits into).
     """
 
     path: Path
@@ -62,21 +70,35 @@ class Folder:
     reader: Reader
     origin: Origin
     tokenizer_dir: Path | None
+    packed: Mapping[str, Packed] = dataclasses.field(default_factory=dict)
+
+    @property
+    def packed_as(self) -> str:
+        """In which kinds experts are quantized, for messages."""
+        return ", ".join(sorted({packed.kind for packed in self.packed.values()}))
 
     def dtype(self, name: str) -> np.dtype:
-        """The stored dtype of a tensor, by native name."""
+        """The stored dtype of a tensor, by native name; of quantized ones that of their parts."""
+        if name in self.packed:
+            return BFLOAT16
         return self.reader.entries[places(self.model, self.layout)[name].names[0]].dtype
 
     def part(self, name: str, index: int) -> np.ndarray:
         """One piece of a tensor in our layout (see `weights.Source`), backed by the file."""
         place = places(self.model, self.layout)[name]
+        if name in self.packed:
+            value = packs.plain(self.reader, self.packed[name], index).astype(BFLOAT16)
+            return layouts.from_hf(value, place.layout)
         value = self.reader.read(place.names[index if place.apart else 0])
         if place.stacked and not place.apart:
             value = value[index]
         return layouts.from_hf(value, place.layout)
 
     def load(
-        self, param_dtype: str | None = None, progress: str | None = None
+        self,
+        param_dtype: str | None = None,
+        progress: str | None = None,
+        store: Callable[[Declaration, Any], Any] | None = None,
     ) -> tuple[Params, Biases]:
         """All weights in memory, as `functional.merge` of `self.model` takes them.
 
@@ -84,6 +106,8 @@ class Folder:
           param_dtype: of the parameters, `model.param_dtype` by default. Balancing biases are
             float32 at least.
           progress: a word to show before a progress bar on a terminal; None for no bar.
+          store: how each parameter is kept; quantized ones are given to it as they are. Without it
+            everything is in `param_dtype`.
 
         Returns:
           Parameters and balancing biases by path. NaN and infinity are warned of, by name.
@@ -96,14 +120,25 @@ class Folder:
         for name, place in tqdm(
             table.items(), desc=progress, unit="tensor", disable=None if progress else True
         ):
-            is_bias = place.address.declaration.group == "balance"
+            declaration = place.address.declaration
+            is_bias = declaration.group == "balance"
+            packed = self.packed.get(name)
+            if packed is not None and packs.damaged(self.reader, packed):
+                bad.names[name] = None
+            if packed is not None and store is not None:
+                kept = packs.kept(self.reader, packed, place.parts)
+                params[place.address.path] = store(declaration, kept)
+                continue
             wanted = np.dtype(jnp.promote_types(dtype, jnp.float32)) if is_bias else dtype
             value = np.empty(place.address.shape, wanted)
             for i in range(place.parts):
                 part = self.part(name, i)
                 bad.look(name, part)
                 value[i if place.stacked else ...] = layouts.contiguous(part)
-            (biases if is_bias else params)[place.address.path] = jnp.asarray(value)
+            found = jnp.asarray(value)
+            if store is not None and not is_bias:
+                found = store(declaration, found)
+            (biases if is_bias else params)[place.address.path] = found
         bad.warn(self.path)
         return params, biases
 
@@ -156,10 +191,12 @@ def open_folder(path: Path | str, layout: str | None = None) -> Folder:
             "leave --layout out"
         )
     model = config_map.read(_read_json(path / "config.json"), str(path / "config.json"))
-    _check_tensors(reader, model, found, path)
+    packed = packs.find(reader.entries, places(model, found))
+    _check_tensors(reader, model, found, path, packed)
     headers = {file.name: header for file, header in reader.headers.items()}
     tokenizer = path if (path / "tokenizer.json").exists() else None
-    folder = Folder(path, model, found, reader, Origin(found, path, headers), tokenizer)
+    origin = Origin(found, path, {} if packed else headers)
+    folder = Folder(path, model, found, reader, origin, tokenizer, packed)
     dtype = dominant_dtype(folder)
     model = dataclasses.replace(model, param_dtype=dtype, activation_dtype=dtype)
     return dataclasses.replace(folder, model=model)
@@ -205,15 +242,27 @@ def _read_json(path: Path):
         raise CheckpointError(f"{path}: not JSON: {error}") from error
 
 
-def _check_tensors(reader: Reader, model: Model, layout: str, path: Path) -> None:
+def _check_tensors(
+    reader: Reader,
+    model: Model,
+    layout: str,
+    path: Path,
+    packed: Mapping[str, Packed] = MappingProxyType({}),
+) -> None:
     """Compares names, shapes and dtypes with what the config asks for."""
-    table = places(model, layout)
+    table = {name: p for name, p in places(model, layout).items() if name not in packed}
     expected = {name: place.file_shape for place in table.values() for name in place.names}
-    entries = reader.entries
+    halves = {name for each in packed.values() for name in (each.values, each.scales)}
+    entries = {name: entry for name, entry in reader.entries.items() if name not in halves}
     quantised = [
         f"{name} ({entry.dtype.name})"
         for name, entry in entries.items()
         if entry.dtype not in FLOATS
+    ]
+    ill_packed = [
+        problem
+        for name, each in packed.items()
+        for problem in packs.problems(each, reader.entries, places(model, layout)[name].file_shape)
     ]
     misshaped = [
         f"{name} {list(entries[name].shape)}, expected {list(shape)}"
@@ -229,6 +278,7 @@ def _check_tensors(reader: Reader, model: Model, layout: str, path: Path) -> Non
         *_list("missing", [name for name in expected if name not in entries]),
         *_list("not part of the model", [name for name in entries if name not in expected]),
         *_list("mis-shaped", misshaped),
+        *_list("quantised experts that are not as FP8 or MXFP4 are published", ill_packed),
         *_list("quantised or not floating point, which is not read here", quantised),
         *_list("experts of one layer in different dtypes", mixed),
     ]

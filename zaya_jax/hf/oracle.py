@@ -18,7 +18,7 @@ from zaya_jax.hf.names import JAX, NATIVE, places
 @contextlib.contextmanager
 def native_folder(folder: Folder) -> Iterator[Folder]:
     """The folder itself if transformers can read it, else a temporary native copy of it."""
-    if folder.layout == NATIVE:
+    if folder.layout == NATIVE and not folder.packed:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="zaya-verify-") as scratch:

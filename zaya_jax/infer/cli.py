@@ -37,6 +37,7 @@ def define_flags() -> None:
         ["float32", "bfloat16"],
         "precision of weights and activations; as stored by default",
     )
+    options.quantize()
     options.seed()
     options.json()
 
@@ -50,13 +51,16 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--samples={FLAGS.samples}: expected at least 1")
 
     # What needs jax comes after what may be wrong with the command line.
+    from zaya_jax.infer import quantize
     from zaya_jax.infer.generate import Generator
     from zaya_jax.infer.request import Request, encode
     from zaya_jax.infer.sampler import Sampling
-    from zaya_jax.load import load
 
     sampling = Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p, FLAGS.seed)
-    loaded = load(path, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
+    scheme = quantize.of_flags(FLAGS)
+    loaded = quantize.load(path, scheme, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
+    if kept := quantize.describe(loaded.params):
+        print(kept, file=sys.stderr)
     request = Request(prompt, FLAGS.max_tokens, sampling, stop)
     requests = [
         dataclasses.replace(request, sampling=dataclasses.replace(sampling, seed=sampling.seed + i))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.quantized import Quantized
 from zaya_jax.errors import UserError
 from zaya_jax.infer import programs, sampler
 from zaya_jax.infer.request import Answer, Completion, Request
@@ -203,7 +204,9 @@ def on_device(loaded: Loaded) -> Loaded:
     declared = declarations(loaded.model)
     dtype = jnp.dtype(loaded.model.activation_dtype)
 
-    def place(name: str, value: jax.Array) -> jax.Array:
+    def place(name: str, value: Any) -> Any:
+        if isinstance(value, Quantized):
+            return jax.tree.map(jnp.asarray, value)
         return jnp.asarray(value, dtype if declared[name].group in CAST_ONCE else None)
 
     return dataclasses.replace(

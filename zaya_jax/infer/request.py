@@ -87,15 +87,7 @@ class Answer:
             raise UserError("stop: an empty string ends every text before it begins")
         if request.stop:
             loaded.require_tokenizer()
-        room = capacity - len(self.prompt)
-        if room < 1:
-            limit = (
-                "model.context_length" if capacity == loaded.model.context_length else "capacity"
-            )
-            raise UserError(
-                f"the prompt has {len(self.prompt)} tokens: {limit} = {capacity} must hold it and "
-                "at least one more"
-            )
+        room = room_behind(loaded, self.prompt, capacity)
         self.remaining = min(request.max_tokens, room)
         if self.remaining < request.max_tokens:
             self.notes = (
@@ -146,6 +138,20 @@ class Answer:
             len(self.prompt),
             self.notes,
         )
+
+
+def room_behind(loaded: Loaded, ids: Sequence[int], capacity: int) -> int:
+    """Tokens that there is room for behind a prompt.
+
+    Raises:
+      UserError: there is none.
+    """
+    if len(ids) < capacity:
+        return capacity - len(ids)
+    limit = "model.context_length" if capacity == loaded.model.context_length else "capacity"
+    raise UserError(
+        f"the prompt has {len(ids)} tokens: {limit} = {capacity} must hold it and at least one more"
+    )
 
 
 def encode(loaded: Loaded, prompt: str | Sequence[int]) -> list[int]:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.projections import tied
+from pallas_kernels.quantized import Quantized
 from zaya_jax.config import Model
 from zaya_jax.model.attention import Tokens
 from zaya_jax.model.attention.cache import LayerCache
@@ -174,12 +176,20 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V] in the policy's `logits` dtype."""
+        embedding = self.embedding[...]
+        if isinstance(embedding, Quantized):
+            hidden = hidden.astype(self.numerics.activation_dtype)
+            return tied(hidden, embedding, self.numerics.dtype("logits"))
         hidden, head = self.head(hidden)
         return jnp.matmul(hidden, head.T, preferred_element_type=self.numerics.dtype("logits"))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """[B, S] int32 -> the residual stream [B, S, D] in front of the first layer."""
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.numerics.activation_dtype)
+        embedding, dtype = self.embedding[...], self.numerics.activation_dtype
+        if isinstance(embedding, Quantized):
+            x = embedding[tokens].dequantize(dtype)[..., 0]
+        else:
+            x = jnp.take(embedding, tokens, axis=0).astype(dtype)
         x = x.astype(self.numerics.dtype("residual_merge"))
         if self.model.residual_scaling:
             x = (x + self.input_bias[...].astype(x.dtype)) * self.input_scale[...].astype(x.dtype)

@@ -11,7 +11,7 @@ from flax import nnx
 from pallas_kernels.grouped_matmul import experts
 from pallas_kernels.router import Routing
 from zaya_jax.config import Model
-from zaya_jax.model.parameter import Declare, normal
+from zaya_jax.model.parameter import Declare, normal, stored
 from zaya_jax.model.shard import WHOLE, Shard
 
 
@@ -50,8 +50,8 @@ class Experts(nnx.Module):
             x,
             routing.index,
             routing.weight,
-            self.gate_up[...].astype(x.dtype),
-            self.down[...].astype(x.dtype),
+            stored(self.gate_up, x.dtype),
+            stored(self.down, x.dtype),
         )
         if self.model.router.skip == "passthrough":
             skipped = routing.index == self.model.router.experts

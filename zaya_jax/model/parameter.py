@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.quantized import Quantized
+
 Init = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 GROUPS = ("matrix", "embedding", "convolution", "vector")
@@ -21,6 +23,18 @@ GROUPS = ("matrix", "embedding", "convolution", "vector")
 
 class BalancingBias(nnx.Variable):
     """The balancing biases of a router: state of the bias controller, not a parameter."""
+
+
+def stored(variable: nnx.Variable, dtype: jnp.dtype) -> jax.Array | Quantized:
+    """A matrix for an op that takes quantized ones as they are; others in `dtype`."""
+    value = variable[...]
+    return value if isinstance(value, Quantized) else value.astype(dtype)
+
+
+def dense(variable: nnx.Variable, dtype: jnp.dtype) -> jax.Array:
+    """A matrix in `dtype`, whichever way it is stored."""
+    value = variable[...]
+    return value.dequantize(dtype) if isinstance(value, Quantized) else value.astype(dtype)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -42,6 +42,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 4, "tokens that a sequence may get before the host looks")
     flags.DEFINE_boolean("batch_invariant", False, "answers do not depend on what else is asked")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "precision; as stored by default")
+    flags.DEFINE_string("cache_dtype", None, "of keys and values: int8; that of activations else")
+    options.quantize()
 
 
 def main(argv: list[str]) -> int:
@@ -77,10 +79,12 @@ def main(argv: list[str]) -> int:
         log_prompts=FLAGS.log_prompts,
     )
     chunks = _numbers(FLAGS.chunks)
+    from zaya_jax.infer import quantize
+
+    scheme = quantize.of_flags(FLAGS)
     with _listen(FLAGS.host, FLAGS.port) as listener:
         # What takes long comes after what may be wrong with the command line.
         from zaya_jax.infer.engine import Engine, Options
-        from zaya_jax.load import load
         from zaya_jax.serve import run
         from zaya_jax.serve.form import Form
         from zaya_jax.serve.service import Service
@@ -92,9 +96,12 @@ def main(argv: list[str]) -> int:
             capacity=FLAGS.capacity,
             chunks=chunks,
             steps=FLAGS.steps,
+            cache_dtype=FLAGS.cache_dtype,
             batch_invariant=FLAGS.batch_invariant,
         )
-        loaded = load(path, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
+        loaded = quantize.load(path, scheme, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
+        if kept := quantize.describe(loaded.params):
+            print(kept, file=sys.stderr)
         form = Form(loaded, FLAGS.chat_template)
         if loaded.tokenizer is not None and not form.chats:
             print("note: no chat template fits the tokenizer; chats are plain text",

@@ -22,6 +22,7 @@ from zaya_jax.infer.engine import Options
         ({"prefill_tokens": 0}, "prefill_tokens"),
         ({"capacity": 1}, "capacity"),
         ({"pool_bytes": 0}, "pool_bytes"),
+        ({"cache_dtype": "fp8"}, "cache_dtype = 'fp8': expected int8, or none"),
     ],
 )
 def test_options_out_of_range_are_named(fields, message):

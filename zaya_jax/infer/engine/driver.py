@@ -194,7 +194,7 @@ class Engine:
 
         Requests under way go on with the keys and values that they have. Prefixes that were written
         with the old weights are not shared any more. The arrays are copied: a training step may
-        reuse the memory of its own.
+        reuse the memory of its own. Where the old weights are quantized the new ones become so.
 
         Raises:
           UserError: names or shapes that are not those of the model; then nothing is changed.

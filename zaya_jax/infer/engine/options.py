@@ -10,11 +10,13 @@ SMALLEST_TABLE = 4096
 """Tokens of the shortest table with which a prompt is gone on with. The keys and values of a whole
 table are copied for a chunk: a longer one costs time, and more lengths cost compilations."""
 
+CACHE_DTYPES = ("int8",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Every number here is part of a compiled shape or a limit on the host; none changes a result
-    beyond rounding.
+    beyond rounding, but `cache_dtype` rounds more.
 
     rows: requests that are computed at once; others wait.
     row_sizes: numbers of rows for which decoding is compiled; None for powers of four up to `rows`.
@@ -30,6 +32,8 @@ class Options:
     steps: tokens that one call of the decoding program may add to a row, where nothing waits for
       the host in between.
     top_logprobs: likeliest tokens that a request may ask for beside each chosen one.
+    cache_dtype: in which keys and values are kept: None for the activation dtype, or `int8`, with a
+      scale for each token and head, which changes results by what is rounded.
     batch_invariant: tokens and log-probabilities of a request are the same bits whatever else is in
       the batch. It costs the smaller shapes of decoding, and prefixes are shared in whole chunks
       of the longest length only.
@@ -45,6 +49,7 @@ class Options:
     prefill_tokens: int = 512
     steps: int = 4
     top_logprobs: int = 20
+    cache_dtype: str | None = None
     batch_invariant: bool = False
 
     def __post_init__(self):
@@ -63,6 +68,7 @@ class Options:
         need(self.prefill_tokens >= 1, "prefill_tokens", "at least 1")
         need(self.steps >= 1, "steps", "at least 1")
         need(self.top_logprobs >= 1, "top_logprobs", "at least 1")
+        need(self.cache_dtype in (None, *CACHE_DTYPES), "cache_dtype", "int8, or none")
         if self.row_sizes is not None:
             rising = list(self.row_sizes) == sorted(set(self.row_sizes))
             need(rising and self.row_sizes[-1:] == (self.rows,), "row_sizes", "ascending, to rows")

@@ -19,6 +19,7 @@ from zaya_jax.infer.engine.allocator import NOBODYS
 from zaya_jax.infer.engine.options import Options
 from zaya_jax.model.attention import kind_of
 from zaya_jax.model.attention.cache import LayerCache
+from zaya_jax.model.attention.paged import narrow
 from zaya_jax.model.router import classes
 
 MOVED = 16
@@ -28,7 +29,8 @@ MOVED = 16
 class Pool(NamedTuple):
     """P pages of T tokens.
 
-    layers: for each, k and v [P, K, T, C] and the CCA state at the end of the page.
+    layers: for each, k and v [P, K, T, C] and the CCA state at the end of the page; the scales of
+      keys and values where they are int8.
     routes: [P, T, L, k] the classes that each layer's router chose for each token; uint8, or int32
       where there are more than 255.
     """
@@ -37,8 +39,9 @@ class Pool(NamedTuple):
     routes: jax.Array
 
 
-def empty(model: Model, pages: int, page: int) -> Pool:
-    """A pool of `pages` pages of `page` tokens, in the activation dtype.
+def empty(model: Model, pages: int, page: int, cache_dtype: str | None = None) -> Pool:
+    """A pool of `pages` pages of `page` tokens, in the activation dtype but for keys and values in
+    `cache_dtype`.
 
     Raises:
       UserError: an attention kind that does not keep keys and values of each token.
@@ -50,14 +53,16 @@ def empty(model: Model, pages: int, page: int) -> Pool:
             f"engine: model.attention.kind = {model.attention.kind!r} keeps a latent in place of "
             "keys and values; the engine serves cca, gqa and mha (launch.py generate takes all)"
         )
+    if cache_dtype == "int8":
+        layers = tuple(map(narrow, layers))
     dtype = jnp.uint8 if classes(model) < 256 else jnp.int32
     shape = (pages, page, model.num_layers, model.router.top_k)
     return Pool(layers, jnp.zeros(shape, dtype))
 
 
-def page_bytes(model: Model, page: int) -> int:
+def page_bytes(model: Model, page: int, cache_dtype: str | None = None) -> int:
     """Bytes of one page, over all layers."""
-    abstract = jax.eval_shape(lambda: empty(model, 1, page))
+    abstract = jax.eval_shape(lambda: empty(model, 1, page, cache_dtype))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
 
 
@@ -70,7 +75,7 @@ def pages_of(model: Model, options: Options, context: int) -> int:
     if options.pages is not None:
         return options.pages
     wanted = 1 + options.rows * -(-context // options.page)
-    each = page_bytes(model, options.page)
+    each = page_bytes(model, options.page, options.cache_dtype)
     fit = options.pool_bytes // each
     if fit < 2:
         raise UserError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.errors import UserError
-from zaya_jax.infer import sampler
+from zaya_jax.infer import quantize, sampler
 from zaya_jax.infer.engine import pool as pools
 from zaya_jax.infer.engine import programs
 from zaya_jax.infer.engine.live import Live
@@ -21,6 +21,7 @@ from zaya_jax.infer.engine.scheduler import Sequence as Scheduled
 from zaya_jax.infer.generate import on_device
 from zaya_jax.infer.sampler import Sampling
 from zaya_jax.load import Loaded
+from zaya_jax.model.functional import bias_declarations, declarations
 
 # Engines of one model and one set of shapes share what is compiled.
 _PREFILL = jax.jit(programs.prefill, static_argnames=("model", "top"), donate_argnames="pool")
@@ -43,7 +44,7 @@ class Runner:
         context = min(options.capacity or model.context_length, model.context_length)
         self.pages = pools.pages_of(model, options, context)
         self.capacity = min(context, (self.pages - 1) * options.page)
-        self._pool = pools.empty(model, self.pages, options.page)
+        self._pool = pools.empty(model, self.pages, options.page, options.cache_dtype)
         self._table = -(-self.capacity // options.page)  # pages of a row
 
         self._stop_ids = np.array(sorted(loaded.stop_ids), np.int32)
@@ -52,22 +53,27 @@ class Runner:
         self._free = {n: jnp.zeros((n, words), jnp.uint32) for n in {1, *options.decode_sizes()}}
 
     def swap(self, params: Mapping[str, jax.Array], biases: Mapping[str, jax.Array]) -> None:
-        """Puts copies of these in place of the weights; see `Engine.swap`."""
+        """Puts copies of these in place of the weights, stored as those are; see `Engine.swap`."""
+        model = self.loaded.model
         for what, new, old in (
-            ("parameters", params, self.loaded.params),
-            ("biases", biases, self.loaded.biases),
+            ("parameters", params, declarations(model)),
+            ("biases", biases, bias_declarations(model)),
         ):
             missing, extra = sorted(set(old) - set(new)), sorted(set(new) - set(old))
             if missing or extra:
                 raise UserError(f"swap: {what} without {missing[:3]}, and with {extra[:3]}")
             for name, value in new.items():
-                if value.shape != old[name].shape:
+                as_now = what == "parameters" and value.shape == self.loaded.params[name].shape
+                if not as_now and value.shape != old[name].shape:
                     raise UserError(
                         f"swap: {name} is {value.shape}; expected {old[name].shape}, as before"
                     )
         copied = dataclasses.replace(
             self.loaded,
-            params={name: jnp.array(value) for name, value in params.items()},
+            params={
+                name: quantize.like(self.loaded.params[name], jax.tree.map(jnp.array, value))
+                for name, value in params.items()
+            },
             biases={name: jnp.array(value) for name, value in biases.items()},
         )
         self.loaded = on_device(copied)

@@ -53,6 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_string("trace", None, "log of the run, a JSON object a line; taken up again")
     flags.DEFINE_integer("batch", None, "rollouts that run together; N, up to 16, by default")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "precision; as stored by default")
+    options.quantize()
     options.seed()
     options.json()
 
@@ -70,18 +71,21 @@ def main(argv: list[str]) -> int:
 
     # What needs jax comes after what may be wrong with the command line.
     from zaya_jax.answers.external import ExternalVerifier
+    from zaya_jax.infer import quantize
     from zaya_jax.infer.rsa import algorithm
     from zaya_jax.infer.rsa.generator import Chat, GeneratorPolicy, capacity
     from zaya_jax.infer.rsa.trace import Trace
     from zaya_jax.infer.rsa.view import View
-    from zaya_jax.load import load
 
-    loaded = load(path, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
+    scheme = quantize.of_flags(FLAGS)
+    loaded = quantize.load(path, scheme, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
     form = Chat(loaded, FLAGS.chat_template)
     if form.template is None:
         print("note: no chat template fits the tokenizer; prompts are plain text", file=sys.stderr)
     room = capacity(conversation, settings, form, loaded.model.context_length)
     model = {"path": str(Path(path).resolve()), "step": loaded.source.step, "dtype": FLAGS.dtype}
+    if scheme is not None:
+        model["quantize"] = dataclasses.asdict(scheme)
     with ExitStack() as stack:
         trace = None
         if FLAGS.trace is not None:

@@ -12,11 +12,13 @@ from flax import nnx
 
 from pallas_kernels.attention import attention
 from pallas_kernels.decode_attention import decode_attention
+from pallas_kernels.projections import projections
+from pallas_kernels.quantized import Quantized
 from zaya_jax.config import Model
 from zaya_jax.model.attention import paged
 from zaya_jax.model.attention.cache import LayerCache, append
 from zaya_jax.model.numerics import Numerics
-from zaya_jax.model.parameter import Declare, normal
+from zaya_jax.model.parameter import Declare, normal, stored
 from zaya_jax.model.rope import rope_table
 from zaya_jax.model.shard import WHOLE, Shard
 
@@ -153,6 +155,7 @@ class Attention(nnx.Module):
                 jnp.where(tokens.live[:, 0], tokens.lengths + 1, 0),
                 window=self.window,
                 pages=cache.table,
+                scales=cache.scales,
                 implementation=self.model.ops.decode_attention,
             )
             return out[:, None]
@@ -161,7 +164,7 @@ class Attention(nnx.Module):
         assert len(q) == 1, "one offset for all rows of a call"
         return attention(
             q,
-            *paged.in_a_row(cache),
+            *paged.in_a_row(cache, q.dtype),
             query_offset=tokens.lengths[0],
             window=self.window,
             implementation=self.model.ops.attention,
@@ -169,8 +172,8 @@ class Attention(nnx.Module):
 
     def project_out(self, out: jax.Array) -> jax.Array:
         """[B, S, H, C] -> [B, S, D]."""
-        out = out.reshape(*out.shape[:2], -1)
-        return out @ self.output[...].astype(out.dtype)
+        [y] = project(out.reshape(*out.shape[:2], -1), self.output)
+        return y
 
 
 def rotary_channels(model: Model) -> int:
@@ -184,8 +187,11 @@ def project(x: jax.Array, *weights: nnx.Variable) -> list[jax.Array]:
     With many tokens this is one wide matmul, whose backward pass needs no sum over the weights;
     with few, the copy that joins the weights would cost more than the matmuls.
     """
-    matrices = [w[...].astype(x.dtype) for w in weights]
-    if x.shape[0] * x.shape[1] <= FEW_TOKENS:
+    matrices = [stored(w, x.dtype) for w in weights]
+    if any(isinstance(w, Quantized) for w in matrices):
+        found = projections(x.reshape(-1, x.shape[-1]), matrices)
+        return [y.reshape(*x.shape[:-1], -1) for y in found]
+    if len(matrices) == 1 or x.shape[0] * x.shape[1] <= FEW_TOKENS:
         return [x @ w for w in matrices]
     ends = np.cumsum([w.shape[1] for w in matrices])[:-1]
     return jnp.split(x @ jnp.concatenate(matrices, axis=1), ends, axis=-1)

@@ -20,13 +20,14 @@ class LayerCache(NamedTuple):
     `mla` keeps one latent a token as its k, and nothing (C = 0) as its v.
 
     With a `table` [B, N] int32 the others are a pool of pages, [P, ...], which rows hold by it: see
-    `paged`.
+    `paged`. `scales` of k and v, float32 [P, K, T], are what their int8 numbers are multiplied by.
     """
 
     k: jax.Array
     v: jax.Array
     state: State | None = None
     table: jax.Array | None = None
+    scales: tuple[jax.Array, jax.Array] | None = None
 
 
 def keys_and_values(

@@ -11,7 +11,7 @@ from zaya_jax.config import Model
 from zaya_jax.model.attention import paged
 from zaya_jax.model.attention.base import Attention, Tokens, project
 from zaya_jax.model.attention.cache import LayerCache, keys_and_values, last_state
-from zaya_jax.model.parameter import Declare, normal, ones, zeros
+from zaya_jax.model.parameter import Declare, normal, ones, stored, zeros
 
 
 class CCA(Attention):
@@ -90,7 +90,7 @@ class CCA(Attention):
             implementation=self.model.ops.cca_mix,
         )
         cos, sin = self.rope(tokens.positions)
-        if cache is not None and decodes:
+        if cache is not None and decodes and cache.scales is None:
             before, place = _before(cache, tokens)
             mixed_q, after = cca_mix_decode(
                 q,
@@ -139,7 +139,7 @@ class CCA(Attention):
         matrices = (self.q, self.k, self.v_current, self.v_delayed)
         if not decodes:
             return tuple(project(x, *matrices))
-        weights = [w[...].astype(x.dtype) for w in matrices]
+        weights = [stored(w, x.dtype) for w in matrices]
         found = projections(x[:, 0], weights, implementation=self.model.ops.projections)
         return tuple(y[:, None] for y in found)
 
@@ -150,7 +150,7 @@ class CCA(Attention):
         else:
             out = self.attend_cache(q[:, 0], cache.k, cache.v, tokens)
         out = out.reshape(len(q), -1)
-        weights = [self.output[...].astype(out.dtype)]
+        weights = [stored(self.output, out.dtype)]
         [y] = projections(out, weights, implementation=self.model.ops.projections)
         return y[:, None]
 

@@ -23,7 +23,7 @@ from zaya_jax.config import Model
 from zaya_jax.model.attention.base import Attention, Tokens, project, rotary_channels
 from zaya_jax.model.attention.cache import LayerCache, append
 from zaya_jax.model.norm import rms_norm
-from zaya_jax.model.parameter import Declare, ones
+from zaya_jax.model.parameter import Declare, dense, ones
 
 
 class MLA(Attention):
@@ -63,7 +63,7 @@ class MLA(Attention):
         first = self.q_down if a.q_rank else self.q
         q, latent, k_rope = project(x, first, self.kv_down, self.k_rope)
         if a.q_rank:
-            q = self._norm(q, self.q_norm) @ self.q_up[...].astype(dtype)
+            q = self._norm(q, self.q_norm) @ dense(self.q_up, dtype)
         plain = a.head_dim - k_rope.shape[-1]
         q_nope, q_rope = jnp.split(q.reshape(B, S, a.heads, -1), [plain], axis=-1)
         cos, sin = self.rope(tokens.positions)
@@ -79,7 +79,7 @@ class MLA(Attention):
             cache = append(cache, kept, kept[..., :0], tokens.lengths)
         # [kv_rank, H, C - R] and [kv_rank, H, C].
         k_up, v_up = (
-            w[...].astype(dtype).reshape(a.kv_rank, a.heads, -1) for w in (self.k_up, self.v_up)
+            dense(w, dtype).reshape(a.kv_rank, a.heads, -1) for w in (self.k_up, self.v_up)
         )
         if cache is not None and S == 1:
             q_latent = jnp.einsum("bshc,rhc->bshr", q_nope, k_up)

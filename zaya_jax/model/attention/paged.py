@@ -8,7 +8,9 @@ pages of a prompt has the state at their border with them.
 Page 0 is nobody's: rows that rest, and padding, write there.
 
 A layer is a `LayerCache` with a table [B, N] int32, 0 where a row has no page, whose other fields
-have P rows: k and v [P, K, T, C], the state [P, past, N] and [P, K * C / 2].
+have P rows: k and v [P, K, T, C], the state [P, past, N] and [P, K * C / 2]. With scales [P, K, T]
+keys and values are int8, each token's head rounded to the 255 steps of its own largest number; a
+chunk attends its own as they were, and what was before it as the pages have it.
 
 A call has one new token a row (decoding), or a chunk of S tokens that begins at a border of pages
 (prefill); S is then a multiple of T.
@@ -46,7 +48,7 @@ def append(
     cache: LayerCache, k: jax.Array, v: jax.Array, lengths: jax.Array, live: jax.Array
 ) -> LayerCache:
     """Writes keys and values [B, S, K, C] of new tokens behind the first `lengths` of each row."""
-    room, (B, S, K, C) = cache.k.shape[2], k.shape
+    room, (B, S) = cache.k.shape[2], k.shape[:2]
     assert cache.table is not None
     pages = pages_of(cache.table, lengths, wanted_pages(live, room), room)
 
@@ -54,10 +56,29 @@ def append(
         new = new.astype(pool.dtype)
         if S == 1:
             return pool.at[pages[:, 0], :, lengths % room].set(new[:, 0])
-        new = new.reshape(B * S // room, room, K, C).swapaxes(1, 2)
+        new = new.reshape(B * S // room, room, *new.shape[2:]).swapaxes(1, 2)
         return pool.at[pages.reshape(-1)].set(new)
 
-    return cache._replace(k=write(cache.k, k), v=write(cache.v, v))
+    if cache.scales is None:
+        return cache._replace(k=write(cache.k, k), v=write(cache.v, v))
+    (k, k_scales), (v, v_scales) = rounded(k), rounded(v)
+    scales = (write(cache.scales[0], k_scales), write(cache.scales[1], v_scales))
+    return cache._replace(k=write(cache.k, k), v=write(cache.v, v), scales=scales)
+
+
+def rounded(heads: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Heads [..., C] as int8 and the scale [...] float32 of each."""
+    heads = heads.astype(jnp.float32)
+    scales = jnp.max(jnp.abs(heads), axis=-1) / 127
+    scales = jnp.where(scales > 0, scales, 1)
+    return jnp.round(heads / scales[..., None]).astype(jnp.int8), scales
+
+
+def narrow(cache: LayerCache) -> LayerCache:
+    """An empty cache that keeps int8 where the given one keeps floating point."""
+    ones = jnp.ones(cache.k.shape[:3], jnp.float32)
+    k, v = (jnp.zeros(x.shape, jnp.int8) for x in (cache.k, cache.v))
+    return cache._replace(k=k, v=v, scales=(ones, jnp.ones_like(ones)))
 
 
 def state_before(cache: LayerCache, lengths: jax.Array) -> State | None:
@@ -113,8 +134,16 @@ def remember(
     return cache._replace(state=state)
 
 
-def in_a_row(cache: LayerCache) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, N * T, K, C] of all pages of the table, one behind the other."""
-    keys = plain(cache.k, cache.table, None, cache.k.dtype)
-    values = plain(cache.v, cache.table, None, cache.v.dtype)
-    return keys.swapaxes(1, 2), values.swapaxes(1, 2)
+def in_a_row(cache: LayerCache, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, N * T, K, C] of all pages of the table, one behind the other; those that
+    are kept in int8 in `dtype`."""
+
+    def row(pool: jax.Array, scales: jax.Array | None) -> jax.Array:
+        found = plain(pool, cache.table, None, pool.dtype)
+        if scales is not None:  # gathered first: scaled first, the whole pool would be made plain
+            factor = plain(scales[..., None], cache.table, None, scales.dtype)
+            found = (found.astype(scales.dtype) * factor).astype(dtype)
+        return found.swapaxes(1, 2)
+
+    k_scales, v_scales = cache.scales or (None, None)
+    return row(cache.k, k_scales), row(cache.v, v_scales)
