@@ -173,6 +173,15 @@ def test_who_finds_no_room_is_told_when_there_is_some(app):
     assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
 
 
+def test_what_never_has_room_is_not_told_to_come_again(app):
+    headers = [("Authorization", f"Bearer {KEY}"), ("Content-Type", "application/json")]
+    service = app.state.service
+    body = json.dumps({"prompt": [5] * service.engine.capacity}).encode()
+    with service.gate.room(service.gate.limit):
+        status, _, answer = call(app, "POST", "/v1/completions", headers, body)
+    assert status == 400 and json.loads(answer)["error"]["code"] == "context_length_exceeded"
+
+
 def test_the_page_may_load_nothing_and_run_only_itself(app):
     _, headers, body = call(app, "GET", "/")
     policy = headers[b"content-security-policy"].decode()

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from zaya_jax.data.tokenizer import Tokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.infer.engine import Engine, Event, Repetition, Request
-from zaya_jax.infer.request import encode
+from zaya_jax.infer.request import encode, room_behind
 from zaya_jax.infer.sampler import Sampling
 from zaya_jax.serve import schema
 from zaya_jax.serve.errors import ApiError, of_user_error
@@ -149,9 +150,18 @@ class Service:
                 f"{len(requests)} sequences (prompts times n): this server takes "
                 f"{self.settings.sequences} in a request",
             )
+        for request in requests:  # what has no room in any queue is not told to come again
+            self._check_length(request)
         run = Run(self, record)
         await run.begin(requests)
         return run
+
+    def _check_length(self, request: Request) -> None:
+        assert not isinstance(request.prompt, str)  # `encode` has been here
+        try:
+            room_behind(self.engine.loaded, request.prompt, self.engine.capacity)
+        except UserError as error:
+            raise of_user_error(error) from error
 
 
 def repetition(asked: schema.Repetition | None) -> Repetition | None:
