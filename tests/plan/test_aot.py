@@ -52,6 +52,8 @@ def test_compiled_and_predicted_agree(tmp_path, monkeypatch, capsys, arguments, 
     sums: dict[tuple, list[int]] = {}
     for place, groups in enumerate((predicted["collectives"], compiled["groups"])):
         for group in groups:
+            if mesh.startswith("fsdp") and group.get("what") == "matrices for Muon":
+                continue  # of RL, the optimizer is another program's
             key = group["kind"], frozenset(group["axes"])
             sums.setdefault(key, [0, 0])[place] += group["bytes"]
     for key, (ours, theirs) in sums.items():

@@ -98,3 +98,14 @@ def test_what_a_layer_keeps_is_the_sum_of_what_it_makes():
     router = 4 * 16 * 4 + 2 * 9 * 4
     experts = (2 * 32 + 3 * 16 + 32) * 4
     assert kept(planned("").case) == stream + norms + attention + router + experts
+
+
+def test_gradients_on_their_way_to_rest_are_there_in_both_dtypes():
+    """Matrices of three layers: 4,240 numbers of attention and router, 8 experts of 1,536."""
+    these = with_model(experiment("data=4"), activation_dtype="bfloat16")
+    matrices = 3 * (4_240 + 8 * 1_536)
+    found = plan(these, cluster("mi300x")).memory
+    assert found.scatter["the same, as parameters"] == 4 * matrices
+    parts = dataclasses.replace(these.train, microbatches=2)
+    summed = plan(dataclasses.replace(these, train=parts), cluster("mi300x")).memory
+    assert summed.scatter["the same, as parameters"] == 0  # they are summed in float32

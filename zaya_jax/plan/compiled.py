@@ -14,7 +14,7 @@ from zaya_jax.aot.program import Job
 from zaya_jax.aot.report import Report
 from zaya_jax.plan.case import Case
 from zaya_jax.plan.memory import optimizer
-from zaya_jax.plan.traffic import GATHER, Message
+from zaya_jax.plan.traffic import GATHER, MUON, Message
 
 TIMEOUT = 3600.0
 """Seconds of a compilation."""
@@ -118,6 +118,12 @@ def read(case: Case, report: Report, predicted: list[Message]) -> Compiled:
         warnings=tuple(complaints(case, report, found, predicted)),
         versions=report.versions,
     )
+
+
+def in_program(case: Case, predicted: Iterable[Message]) -> list[Message]:
+    """Those that the compiled program sends: in RL the optimizer is another program's."""
+    rl = bool(case.experiment.rl.tasks)
+    return [message for message in predicted if not rl or message.what != MUON]
 
 
 def grouped(found: Iterable[Collective]) -> list[Group]:

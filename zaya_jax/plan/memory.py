@@ -19,8 +19,9 @@ from zaya_jax.plan.traffic import key_heads
 
 HEAD = 2**28
 """Bytes of the gradient of logits at one time (`pallas_kernels.cross_entropy.triton.LARGEST`)."""
-WORKING = 2.0
-"""A layer's backward pass holds what its forward pass made, and gradients of it."""
+WORKING = 1.0
+"""A layer's backward pass holds, of what its forward pass made and the gradients of it, this many
+times the former at its peak: as compiled programs have it (docs/scale.md)."""
 BATCH = 5
 """Arrays of a batch, of 4 bytes a token (`zaya_jax.data.Batch`); of RL, 8 and the routes."""
 
@@ -31,11 +32,13 @@ class Memory:
 
     Attributes:
       rest: what a step is given and gives back, by part.
-      gradient, update: what the two halves of a step hold beside that, by part.
+      gradient, scatter, update: what the phases of a step hold beside that, by part: the backward
+        pass, the way of gradients to rest, and the optimizer.
     """
 
     rest: Mapping[str, int]
     gradient: Mapping[str, int]
+    scatter: Mapping[str, int]
     update: Mapping[str, int]
 
     @property
@@ -44,7 +47,7 @@ class Memory:
 
     @property
     def temporaries(self) -> int:
-        return max(sum(self.gradient.values()), sum(self.update.values()))
+        return sum(self.peak.values())
 
     @property
     def total(self) -> int:
@@ -53,8 +56,13 @@ class Memory:
     @property
     def parts(self) -> dict[str, int]:
         """Those of the peak."""
-        gradient, update = (sum(part.values()) for part in (self.gradient, self.update))
-        return {**self.rest, **(self.gradient if gradient > update else self.update)}
+        return {**self.rest, **self.peak}
+
+    @property
+    def peak(self) -> Mapping[str, int]:
+        """The phase that holds most."""
+        phases = self.gradient, self.scatter, self.update
+        return max(phases, key=lambda parts: sum(parts.values()))
 
 
 def memory(case: Case) -> Memory:
@@ -77,9 +85,14 @@ def memory(case: Case) -> Memory:
         "a layer's work": working(case),
         "head": head(case),
     }
+    scatter = {
+        "gradients in use": gradients_in_use(case),
+        "the same, as parameters": cast_gradients(case),
+        "gradients": gradients,
+    }
     # Clipped gradients, updates, and Muon's pieces; its whole matrices take the place of slices.
     update = {"gradients": gradients, "updates": gradients, "whole matrices": whole_matrices(case)}
-    return Memory(rest, gradient, update)
+    return Memory(rest, gradient, scatter, update)
 
 
 def optimizer(case: Case) -> int:
@@ -119,6 +132,16 @@ def gradients_in_use(case: Case) -> int:
     if case.microbatches == 1:
         return one
     return one + sum(leaf.in_use * leaf.itemsize for leaf in trained)
+
+
+def cast_gradients(case: Case) -> int:
+    """Gradients of matrices in the parameters' dtype, if that is wider: XLA merges the collectives
+    that scatter them, so that all are there at one time."""
+    if case.microbatches > 1:  # they are accumulated in it
+        return 0
+    return sum(
+        leaf.in_use * leaf.itemsize for leaf in case.leaves if leaf.trained and leaf.narrowed
+    )
 
 
 def gathered(case: Case) -> int:

@@ -95,6 +95,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "temporaries": found.temporaries,
             "rest": dict(found.rest),
             "gradient": dict(found.gradient),
+            "scatter": dict(found.scatter),
             "update": dict(found.update),
         },
         "collectives": [

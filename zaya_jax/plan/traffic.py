@@ -16,6 +16,7 @@ from zaya_jax.plan.case import Case, Leaf
 
 GATHER, SCATTER, REDUCE = "all-gather", "reduce-scatter", "all-reduce"
 EXCHANGE, RAGGED, PERMUTE = "all-to-all", "ragged-all-to-all", "collective-permute"
+MUON = "matrices for Muon"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,7 @@ def muon(case: Case) -> Iterator[Message]:
             return
         size = sum(_whole_matrices(leaf, axes, case.sizes) * leaf.itemsize for leaf in moved)
         ways = 3 if optim.muon.momentum and optim.muon.nesterov else 2
-        yield Message("matrices for Muon", EXCHANGE, axes, ways * len(moved), ways * size)
+        yield Message(MUON, EXCHANGE, axes, ways * len(moved), ways * size)
 
 
 def _whole_matrices(leaf: Leaf, axes: tuple[str, ...], sizes: Mapping[str, int]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from zaya_jax.aot.targets import target_of
-from zaya_jax.plan.compiled import NEGLIGIBLE, Compiled, Group, predicted_groups
+from zaya_jax.plan.compiled import NEGLIGIBLE, Compiled, Group, in_program, predicted_groups
 from zaya_jax.plan.prediction import Plan
 
 GIB = 2**30
@@ -119,9 +119,8 @@ def beside(plan: Plan, found: Compiled) -> Iterator[str]:
         yield f"    {name:<48} {size(pair[0]):>12} {size(pair[1]):>12}"
     fits = found.total <= plan.hardware.limit
     yield f"    {'fits' if fits else 'DOES NOT FIT'}: the limit is {size(plan.hardware.limit)}"
-    predicted = {
-        (one.kind, one.axes): one for one in predicted_groups(plan.messages, plan.case.sizes)
-    }
+    groups = predicted_groups(in_program(plan.case, plan.messages), plan.case.sizes)
+    predicted = {(one.kind, one.axes): one for one in groups}
     compiled = {(one.kind, one.axes): one for one in found.groups}
     if predicted or compiled:
         yield f"  {'buffers of collectives':<50} {'predicted':>12} {'compiled':>12}  count"
