@@ -20,7 +20,7 @@ from zaya_jax import costs, lora
 from zaya_jax.config import Experiment
 from zaya_jax.data import Prepared
 from zaya_jax.errors import UserError
-from zaya_jax.model.functional import Params
+from zaya_jax.model.functional import Biases, Params
 from zaya_jax.parallel import OneDevice
 from zaya_jax.parallel import layout as layout_of
 from zaya_jax.parallel.processes import ALONE, Alone
@@ -145,7 +145,7 @@ class _Run:
         self._begin(state)
         self.frozen: Params = {} if self.base is None else layout.place_frozen(self.base.params)
         self.rates = rates(experiment)
-        self.eval_step = make_eval_step(experiment.model, layout)
+        self.eval_step: Any = make_eval_step(experiment.model, layout)
         # Jitted: its loops over stacks would else be compiled anew at every evaluation.
         self.merge = jax.jit(functools.partial(lora.merge, experiment.model, experiment.lora))
         self.feed = Feed(prepared.train, layout)
@@ -230,8 +230,17 @@ class _Run:
         step = make_train_step(self.experiment, self.layout)
         batch = self.feed(int(self.state.cursor))
         compiled = step.lower(self.state, self.frozen, batch, self.rates).compile()
+        self.group.gather("", "compiled")
         self.progress.say(f"compiled in {time.monotonic() - began:.1f} s")
         return compiled
+
+    def _compile_evaluation(self, params: Params, biases: Biases) -> None:
+        """Compiles what the first evaluation would. Processes do that at different speeds, and the
+        first collective of a program waits for the slower ones no longer than half a minute."""
+        if self.group.count > 1 and not isinstance(self.eval_step, jax.stages.Compiled):
+            batch = self.layout.load(self.prepared.heldout.batches, 0)
+            self.eval_step = self.eval_step.lower(params, biases, batch).compile()
+            self.group.gather("", "compiled")
 
     def _read(self, step: int, metrics: Metrics) -> None:
         """Looks at the numbers of a step that was dispatched: writes, shows, or gives up.
@@ -295,6 +304,7 @@ class _Run:
         params, biases = self.state.params, self.state.biases
         if self.base is not None:
             params = self.merge(self.frozen, params)
+        self._compile_evaluation(params, biases)
         found = evaluate(self.eval_step, params, biases, self.prepared, self.stop, self.layout)
         if found is None:
             return  # a part of the text has no score; the run makes up for it when it goes on
