@@ -17,6 +17,15 @@ CASCADE = ("pretrain_1", "pretrain_2", "midtrain_32k", "sft_131k")
 TINY = ("pretrain_tiny", "midtrain_tiny", "sft_tiny")
 
 
+RL = {
+    "rl_warmup": 232,
+    "rl_rlve": 400,
+    "rl_math_code": 384,
+    "rl_math_code_2": 464,
+    "rl_behaviour": 384,
+}
+
+
 def get(name: str):
     return run_path(str(STAGES / f"{name}.py"))["get_config"]()
 
@@ -32,7 +41,19 @@ def closed(name: str, start: Model) -> Experiment:
 
 
 def test_every_stage_is_in_this_test():
-    assert {path.stem for path in STAGES.glob("*.py")} == {*CASCADE, *TINY, "sft_lora", "rl_warmup"}
+    assert {path.stem for path in STAGES.glob("*.py")} == {*CASCADE, *TINY, "sft_lora", *RL}
+
+
+@pytest.mark.parametrize(("name", "steps"), RL.items())
+def test_stages_of_rl_have_the_reports_numbers(name, steps):
+    stage = closed(name, frozen("sft_131k").model)
+    assert stage.train.steps == steps and stage.rl.prompts == 128 and stage.rl.group == 16
+    assert stage.rl.staleness == stage.rl.swap_every == stage.rl.buffer == 2
+    assert 2e-6 <= stage.optim.learning_rate <= 1e-5 and stage.optim.muon.momentum == 0
+    assert stage.balance.kind == "none" and stage.rl.loss.low == stage.rl.loss.high == 0.1
+    behaviour = name == "rl_behaviour"
+    assert stage.rl.loss.advantage == ("grpo" if behaviour else "maxrl")
+    assert (stage.rl.length.coefficient == 0) == behaviour
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _module(file: str) -> dict[str, Any]:
-    path = Path(file)
+    path = _file(file)
     if not path.is_file():
         raise UserError(f"--cascade={file}: no such file")
     found = runpy.run_path(os.fspath(path))
@@ -109,9 +109,15 @@ def _module(file: str) -> dict[str, Any]:
     return found
 
 
+def _file(name: str) -> Path:
+    """As it is typed, or as it lies in the repository, where stages run."""
+    return Path(name).absolute() if Path(name).is_file() else ROOT / name
+
+
 def command_of(stage: Stage, folder: Path, settings: Any) -> list[str]:
     """What one would type behind `python` to run a stage."""
-    command = ["launch.py", stage.verb, f"--config={FLAGS.cascade}:{stage.name}"]
+    file = os.path.relpath(_file(FLAGS.cascade), ROOT)
+    command = ["launch.py", stage.verb, f"--config={file}:{stage.name}"]
     command.append(f"--workdir={(folder / stage.name).absolute()}")
     command.append(f"--config.train.seed={FLAGS.seed}")
     if stage.after is not None:
@@ -137,8 +143,11 @@ def score(folder: Path, policy: str, sets: Sequence[str], get_config: Any) -> di
     from zaya_jax.rl.rewards.score import Scorer
 
     file = folder / SCORES / f"{policy}.json"
-    if file.exists():
-        return json.loads(file.read_text())
+    config_file = folder / policy / "config.json"
+    if file.exists() and file.stat().st_mtime >= config_file.stat().st_mtime:
+        there = json.loads(file.read_text())
+        if set(there) == set(sets):
+            return there
     print(f"scoring {policy} on {', '.join(sets)} ...", flush=True)
     sections = {name: config.freeze(get_config(name)).rl for name in sets}
     asked = {

@@ -237,3 +237,36 @@ def test_without_the_extra_one_is_told_what_to_install(monkeypatch, library, cal
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=f"{words}.*requirements-rl.txt"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("environment", "answer", "passes"),
+    [
+        ("spiral_matrix", "[[1, 2], [3, 4]]", True),
+        ("spiral_matrix", "1 2 3 4", True),
+        ("string_insertion", "['A', 'B']", True),
+        ("string_insertion", "__import__('os').system('x')", False),
+        ("n_queens", "[x for x in open(chr(47))]", False),
+        ("countdown", "94*4 - 61 - 6", True),
+        ("countdown", "exec(chr(49))", False),
+        ("countdown", "S.__class__", False),
+        ("simple_integration", "3*x**2/2 + sin(x) + C", True),
+        ("simple_integration", "x" * 3000, False),
+        ("chain_sum", "anything (is) compared", True),
+    ],
+)
+def test_what_a_scorer_evaluates_can_call_nothing(environment, answer, passes):
+    assert reasoning_gym.is_harmless(environment, answer) is passes
+
+
+def test_every_scorer_that_evaluates_answers_is_known():
+    """A new release may add some: then they have to be named."""
+    import inspect
+    import re
+
+    factory = pytest.importorskip("reasoning_gym.factory")
+    known = {*reasoning_gym.EVALUATED, *reasoning_gym.PARSED}
+    for name, (environment, _) in factory.DATASETS.items():
+        source = inspect.getsource(environment)
+        own = re.findall(r"(?:eval|exec|parse_expr|sympify)\((?:answer|str\(answer|text)", source)
+        assert not own or name in known, f"{name} evaluates answers"

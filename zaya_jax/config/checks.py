@@ -83,7 +83,8 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
 def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
     section = experiment.rl
     counts = "prompts max_prompt max_tokens concurrent swap_every buffer"
-    counts += " microbatch_tokens microbatch_rows verifier_seconds workers"
+    counts += " microbatch_tokens microbatch_rows verifier_seconds verifier_processes"
+    counts += " workers pool_gb"
     yield from _positive("rl", section, counts)
     if section.group < 2:
         yield f"rl.group = {section.group}: expected at least 2: a rollout is judged by the others"
@@ -99,6 +100,19 @@ def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
         yield (
             f"rl.loss.advantage = {section.loss.advantage!r}: a reward model's scores have no "
             "solve rate; take 'grpo'"
+        )
+    behind = section.swap_every if section.overlap else section.swap_every - 1
+    if section.tasks and behind > section.staleness:
+        yield (
+            f"rl.swap_every = {section.swap_every}: what is sampled before a swap is {behind} "
+            f"updates old when it is learnt from, and rl.staleness = {section.staleness}"
+        )
+    if section.tasks and experiment.mesh:
+        yield f"mesh = {experiment.mesh!r}: a stage of RL trains on one device so far"
+    if section.length.coefficient and section.loss.advantage != "maxrl":
+        yield (
+            f"rl.length.coefficient = {section.length.coefficient}: the length reward is part of "
+            "rl.loss.advantage = 'maxrl' alone"
         )
     yield from _among("rl.rollout", section.rollout, ROLLOUTS)
     if section.rollout == "inline" and section.workers > 1:

@@ -80,15 +80,18 @@ class RL:
     max_tokens: int = 81_920  # of a rollout
     min_p: float = 0.0  # of sampling, whose temperature is 1
     concurrent: int = 256  # rollouts under way at once
+    pool_gb: float = 1.0  # of an engine: keys, values and states of what is under way
     rollout: str = "inline"  # inline | process | ray: where the engines are
     workers: int = 1  # processes, or Ray actors; `concurrent` is divided among them
     overlap: bool = False  # generate the next batch while this one is learnt from
     swap_every: int = 2  # updates after which generation goes on with the new weights
+    dynamic_sampling: bool = True  # learn only from groups that are neither all right nor all wrong
     staleness: int = 2  # most updates between a token and the policy that learns from it
     buffer: int = 2  # batches that may wait to be learnt from
     microbatch_tokens: int = 131_072  # positions of a row; rollouts are packed into rows
     microbatch_rows: int = 1
     verifier_seconds: float = 10.0
+    verifier_processes: int = 2  # of each verifier
     # The run of a reward model: its score is the reward of what the verifier passes, 0 of the rest
     reward_model: str | None = None
     loss: Loss = Loss()

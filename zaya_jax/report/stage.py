@@ -117,6 +117,15 @@ CANARIES = (
         "Gibberish: a token both rare and improbable. It decides nothing.",
     ),
     Plot(
+        "Rare tokens",
+        tuple(
+            Curve(f"rarest_{percent}_percent", f"rarest {percent}% of the vocabulary")
+            for percent in (10, 5, 2, 1)
+        ),
+        "share of tokens",
+        "Of the responses that were learnt from.",
+    ),
+    Plot(
         "Lost, over the whole run",
         (
             Curve("loops", "loops, reward 0"),
@@ -179,11 +188,12 @@ def results(run: Run) -> Record:
         last = run.train[-1]
         names = {
             "sampled answers right, last": "reward",
-            "most updates behind": "staleness",
             "generated tokens per second": "generated_per_second",
             "share of the time spent learning": "learning_share",
         }
         found |= {title: last[name] for title, name in names.items() if name in last}
+        ages = [record["staleness"] for record in run.train if "staleness" in record]
+        found["most updates behind"] = max(ages, default=None)
     return found | {name: value for name, value in run.results.items() if name not in OF_TEXTS}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from zaya_jax.config.rl import RL
 from zaya_jax.rl import advantages as rules
 from zaya_jax.rl import packing
-from zaya_jax.rl.length_reward import LengthReward, length_reward, track_best
+from zaya_jax.rl.length_reward import LengthReward, length_reward, pooled, track_best
 from zaya_jax.rl.packing import Rows
 from zaya_jax.rl.rollout import Group, check
 
@@ -65,7 +65,8 @@ def prepare(
     if section.loss.advantage == "maxrl":
         shaping = None
         if section.length.coefficient:
-            p_best = np.array([best[group.source] for group in groups])
+            sources = pooled([group.source for group in groups])
+            p_best = np.array([best[source] for source in sources])
             shaping = length_reward(rewards, lengths, p_best, _length(section), valid)
         found = rules.maxrl(
             rewards,

@@ -23,6 +23,10 @@ PATIENCE = 100
 """Batches' worth of groups that may pass without one to learn from."""
 
 
+IN_VAIN = 16
+"""Groups that may lose all their rewards, one after the other; a batch at least."""
+
+
 class Collected(NamedTuple):
     """A batch, and what had happened when it was full.
 
@@ -73,6 +77,7 @@ class Collector:
         self._rollouts, self._scorer, self._section = rollouts, scorer, section
         self._say, self._told = say, set[str]()
         self.buffer, self.counts, self.seconds = buffer, Counter(counts), 0.0
+        self._in_vain = 0
         self._decoded = self.counts["decoded"]
 
     @property
@@ -105,12 +110,14 @@ class Collector:
                 return Collected(groups, counts, self.seconds, self.generated, *lost)
             passed += self._take_in(self._rollouts.step)
             if passed > PATIENCE * section.prompts:
+                old = self.buffer.stale > self.counts["uninformative"]
                 raise UserError(
                     f"{passed:,} groups gave no batch of {section.prompts} to learn from: "
                     f"{self.counts['uninformative']:,} so far were all right or all wrong, "
-                    f"{self.buffer.stale:,} grew too old. Take easier or harder rl.tasks, a larger "
-                    "rl.group, or a smaller rl.concurrent"
-                )
+                    f"{self.buffer.stale:,} grew too old. "
+                    + ("Take a smaller rl.concurrent, or a larger rl.staleness" if old else
+                       "Take easier or harder rl.tasks, or a larger rl.group")
+                )  # fmt: skip
             tick()
         return None
 
@@ -122,7 +129,7 @@ class Collector:
         """Judges what gets finished and puts what teaches into the buffer; how many groups."""
         began = time.monotonic()
         finished = generate()
-        judged = judge(finished, self._scorer, self._reward_model) if finished else None
+        judged = self._judge(finished) if finished else None
         self.seconds += time.monotonic() - began
         if judged is None:
             return 0
@@ -133,6 +140,22 @@ class Collector:
                 graded.scored(asked.number, float(known.mean()) if known.size else 0.0, known.size)
         self.buffer = buffers.put(self.buffer, judged.kept)
         return len(judged.groups)
+
+    def _judge(self, finished: Sequence[Finished]) -> Judged:
+        graded = self._section.loss.advantage == "grpo"
+        judged = judge(
+            finished,
+            self._scorer,
+            self._reward_model,
+            graded=graded,
+            all_teach=not self._section.dynamic_sampling,
+        )
+        lost = all(np.isnan(group.rewards).all() for group in judged.groups)
+        self._in_vain = self._in_vain + len(judged.groups) if lost else 0
+        if self._in_vain >= max(self._section.prompts, IN_VAIN):
+            said = "; ".join(judged.messages.values()) or "generation failed"
+            raise UserError(f"{self._in_vain} groups in a row had no reward at all: {said}")
+        return judged
 
     def _count(self, judged: Judged) -> None:
         rewards = np.concatenate([group.rewards for group in judged.groups])

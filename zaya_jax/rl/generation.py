@@ -16,11 +16,15 @@ import jax
 import numpy as np
 
 from zaya_jax.config.rl import RL
+from zaya_jax.errors import UserError
 from zaya_jax.infer.engine import Engine, Request, Result
 from zaya_jax.infer.rsa.generator import Chat
 from zaya_jax.infer.sampler import Sampling
 from zaya_jax.rl.rewards.interface import Submission, Task
 from zaya_jax.rl.rollout import Rollout
+
+MISSES = 10_000
+"""Tasks in a row that may be held out, too long, or not there."""
 
 
 class Finished(NamedTuple):
@@ -67,6 +71,7 @@ class Generation:
         number: int = 0,
         stride: int = 1,
         updates: int = 0,
+        cannot_ask: Callable[[int], None] = lambda number: None,
     ):
         """Args:
         engine: with the weights of the policy.
@@ -77,7 +82,12 @@ class Generation:
         number: of the first task to ask.
         stride: from the number of a task to that of the next.
         updates: behind the engine's weights.
+        cannot_ask: is told of a task whose prompt is too long.
+
+        Raises, in `step`:
+          UserError: `MISSES` tasks in a row that cannot be asked.
         """
+        self._cannot_ask = cannot_ask
         self._engine, self._chat, self._questions = engine, chat, questions
         self._section, self._seed = section, seed
         self.number, self._stride, self.passed_over = number, stride, 0
@@ -120,15 +130,24 @@ class Generation:
         return done
 
     def _admit(self) -> None:
-        section = self._section
+        section, missed = self._section, 0
         while self.underway + section.group <= max(section.concurrent, section.group):
+            if missed > MISSES:
+                raise UserError(
+                    f"{missed:,} tasks in a row could not be asked, of which "
+                    f"{self.passed_over:,} had prompts of more than rl.max_prompt = "
+                    f"{section.max_prompt} tokens; the others are held out, or their environment "
+                    "made none: see rl.tasks"
+                )
             number, self.number = self.number, self.number + self._stride
             task = self._questions(number)
             if task is None:
+                missed += 1
                 continue
             prompt = self._chat.encode([{"role": "user", "content": task.prompt}])
             if len(prompt) > section.max_prompt:
-                self.passed_over += 1
+                missed, self.passed_over = missed + 1, self.passed_over + 1
+                self._cannot_ask(number)
                 continue
             self._groups[number] = _Group(task, number, prompt, {})
             for place in range(section.group):

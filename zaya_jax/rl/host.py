@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from zaya_jax import load
 from zaya_jax.config import Experiment
+from zaya_jax.errors import UserError
 from zaya_jax.infer.engine import Engine, Options, Request, Result
 from zaya_jax.infer.rsa.generator import Chat
 from zaya_jax.model.functional import Biases, Params
@@ -80,6 +81,7 @@ class Host:
             number=place.number,
             stride=place.workers,
             updates=place.updates,
+            cannot_ask=questions.cannot_ask,
         )
 
     def _open(
@@ -98,14 +100,21 @@ class Host:
         # Few shapes to compile: as many rows as there are mostly, and fewer to run dry.
         sizes = (rows // 4, rows) if rows >= 16 else (rows,)
         shortest, *_ = chunks = Options().chunks
+        longest = min(model.context_length, max(room, asked))
         options = Options(
             rows=rows,
             row_sizes=sizes,
-            capacity=min(model.context_length, max(room, asked)),
+            capacity=longest,
+            pool_bytes=int(section.pool_gb * 2**30),
             chunks=(shortest,) if section.max_prompt <= shortest else chunks,
         )
         with jax.default_device(self._device):
             engine = Engine(loaded, options)
+            if engine.capacity < longest:
+                raise UserError(
+                    f"rl.pool_gb = {section.pool_gb}: room for {engine.capacity:,} tokens, and a "
+                    f"prompt with its rollout may take {longest:,}; give it more"
+                )
             engine.warm_up()
         return engine, chat
 
@@ -137,7 +146,9 @@ class Host:
 
     def swap(self, params: Params, biases: Biases, updates: int) -> None:
         """Goes on with other weights, in the middle of rollouts."""
-        self._generation.swap(self._own(params), self._own(biases), updates)
+        # The engine copies what it is given, on its device.
+        params, biases = jax.device_put((params, biases), self._device)
+        self._generation.swap(params, biases, updates)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Completes requests, with nothing else under way."""

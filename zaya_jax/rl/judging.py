@@ -41,13 +41,21 @@ Model = Callable[[Sequence[str], Sequence[Submission]], np.ndarray]
 
 
 def judge(
-    finished: Sequence[Finished], scorer: Scorer, reward_model: Model | None = None
+    finished: Sequence[Finished],
+    scorer: Scorer,
+    reward_model: Model | None = None,
+    *,
+    graded: bool = False,
+    all_teach: bool = False,
 ) -> Judged:
     """Scores groups. A loop earns nothing, whatever its answer; what its verifier lost is NaN.
 
     Args:
       reward_model: scores what passes its verifier; everything else then earns 0, and a group
         teaches if its rewards differ.
+      graded: rewards between 0 and 1 count (GRPO): a group teaches if its rewards differ, not only
+        if some are 1.
+      all_teach: keeps every group, as without dynamic sampling.
     """
     verifiers = [group.task.verifier for group in finished for _ in group.rollouts]
     submissions = [s for group in finished for s in group.submissions]
@@ -55,8 +63,10 @@ def judge(
     rewards, loops, groups, begin = scores.rewards.copy(), 0, [], 0
     if reward_model is not None:
         prompts = [group.task.prompt for group in finished for _ in group.rollouts]
-        passed = np.where(rewards >= 1, reward_model(prompts, submissions), 0.0)
-        rewards = np.where(np.isnan(rewards), np.nan, passed)
+        passed = np.flatnonzero(rewards >= 1)
+        scored = reward_model([prompts[i] for i in passed], [submissions[i] for i in passed])
+        rewards = np.where(np.isnan(rewards), np.nan, 0.0)
+        rewards[passed] = scored
     for group in finished:
         own = rewards[begin : begin + len(group.rollouts)]
         begin += len(group.rollouts)
@@ -66,8 +76,8 @@ def judge(
             elif compressibility.loops(rollout.completion.tolist()):
                 own[i], loops = 0.0, loops + 1
         groups.append(Group(group.task.name, group.task.source, group.rollouts, own))
-    teaches = _is_right_and_wrong if reward_model is None else _varies
-    kept = [group for group in groups if teaches(group.rewards)]
+    teaches = _varies if graded or reward_model is not None else _is_right_and_wrong
+    kept = [group for group in groups if all_teach or teaches(group.rewards)]
     return Judged(tuple(groups), tuple(kept), loops, scores.failures, scores.messages)
 
 

@@ -7,6 +7,7 @@ and this reward are computed, then advantages (`advantages.maxrl(..., shaping=..
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -89,13 +90,17 @@ def length_reward(
     return np.where(right & good & several, settings.coefficient * rate * lam, 0.0)
 
 
+FEW, OTHERS = 4, "(sources of few prompts)"
+
+
 def track_best(
     best: Mapping[str, float], sources: Sequence[str], solve_rates: np.ndarray
 ) -> dict[str, float]:
     """p*: for each data source, the largest mean solve rate that a batch of it had.
 
     A source's rate in a batch is the mean over its prompts, as Short-RL has it: the maximum over
-    single prompts is soon 1, and would leave only groups that are all right.
+    single prompts is soon 1, and would leave only groups that are all right. So sources of fewer
+    than `FEW` prompts in a batch count as one (ours): the 400 environments of rlve-gym do.
 
     Args:
       best: of the batches before; {} at the start. Not changed.
@@ -106,7 +111,13 @@ def track_best(
       The new state, this batch included.
     """
     batch: dict[str, list[float]] = {}
-    for source, rate in zip(sources, np.asarray(solve_rates, np.float64).tolist(), strict=True):
+    for source, rate in zip(pooled(sources), np.asarray(solve_rates, float).tolist(), strict=True):
         batch.setdefault(source, []).append(rate)
     means = {source: sum(rates) / len(rates) for source, rates in batch.items()}
     return dict(best) | {s: max(mean, best.get(s, 0.0)) for s, mean in means.items()}
+
+
+def pooled(sources: Sequence[str]) -> list[str]:
+    """The sources of a batch's prompts; those of fewer than `FEW` prompts as the one `OTHERS`."""
+    counts = Counter(sources)
+    return [source if counts[source] >= FEW else OTHERS for source in sources]

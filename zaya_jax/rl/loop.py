@@ -29,10 +29,12 @@ import numpy as np
 
 from zaya_jax import load
 from zaya_jax.config import Experiment
+from zaya_jax.config.rl import RL
 from zaya_jax.errors import UserError
 from zaya_jax.infer.rsa.generator import Chat
 from zaya_jax.model.router import classes
 from zaya_jax.rl import gibberish, saved, scoring, workers
+from zaya_jax.rl import record as record_lib
 from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
 from zaya_jax.rl.collect import Collected, Collector
@@ -43,7 +45,7 @@ from zaya_jax.rl.questions import Questions
 from zaya_jax.rl.record import ROLLOUTS
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Group, staleness
-from zaya_jax.train import interrupt, setup, start, workdir
+from zaya_jax.train import interrupt, metrics, setup, start, workdir
 from zaya_jax.train.checkpoint import Checkpoints
 from zaya_jax.train.metrics import Writer
 from zaya_jax.train.progress import Progress, clock
@@ -83,7 +85,7 @@ def run(experiment: Experiment, folder: Path | str, progress: Progress | None = 
         workdir.record_environment(folder)
         checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment)))
         stop = stack.enter_context(interrupt.requests())
-        scorer = stack.enter_context(Scorer(seconds=experiment.rl.verifier_seconds))
+        scorer = stack.enter_context(_scorer(experiment.rl))
         compiled = stack.enter_context(compilations())
         stage = _Stage(experiment, folder, checkpoints, scorer, progress, stop, compiled)
         stack.callback(stage.close)
@@ -110,6 +112,7 @@ class _Stage:
         base = start.load_base(experiment, folder, progress.say) if experiment.lora.rank else None
         frozen = {} if base is None else base.params
         state = checkpoints.restore()
+        begins = state is None
         if state is None:
             state = start.first_state(experiment, progress.say, base)
             wait = Buffer(self.section.buffer * self.section.prompts, self.section.staleness)
@@ -127,6 +130,7 @@ class _Stage:
         )
         self.loaded = load.load(self.cadence.init_from or "")
         self._keep_tokenizer()
+        record_lib.same_tasks(folder, self.questions.fingerprint, new=begins)
         self.chat = Chat(self.loaded)
         self.loaded = dataclasses.replace(self.loaded, params={}, biases={})
         self.rollouts = self._open_rollouts(there.numbers)
@@ -142,9 +146,14 @@ class _Stage:
             RewardModel(self.section.reward_model) if self.section.reward_model else None,
         )
         self.writer = Writer(folder, self.learner.updates, experiment)
-        self.accuracy: dict[int, float] = {}
-        self.told_of = Counter(there.counts)
-        self.began, self.learning = time.monotonic(), 0.0
+        self.accuracy: dict[int, float] = {
+            record["step"]: record["heldout_accuracy"]
+            for record in metrics.read(folder)
+            if "heldout_accuracy" in record
+        }
+        self.told_of = Counter(there.told)
+        record_lib.trim(folder, self.learner.updates)
+        self.began, self.learning, self.refused = time.monotonic(), 0.0, 0
         self.beside = ThreadPoolExecutor(1, "generation")
 
     def _keep_tokenizer(self) -> None:
@@ -248,6 +257,7 @@ class _Stage:
             "lost_rollouts": self.rollouts.lost,
             "verifier_failures": batch.counts["failures"],
             "gibberish": _gibberish(rollouts, model.vocab_size),
+            **_rare(rollouts, model.vocab_size),
             "microbatches": len(prepared.microbatches),
             "generated_per_second": batch.generated / max(batch.seconds, 1e-9),
             "learnt_per_second": float(record["tokens"]) / max(time.monotonic() - began, 1e-9),
@@ -259,6 +269,13 @@ class _Stage:
         if self.rollouts.graded is not None:
             record |= schedule.metrics(self.rollouts.graded.curriculum)
         self.writer(step, record)
+        self.refused = 0 if record["accepted"] else self.refused + 1
+        if self.refused >= self.experiment.faults.limit:
+            raise UserError(
+                f"{self.refused} updates in a row were not taken (loss {record['loss']:.4g}, "
+                f"gradient norm {record['grad_norm']:.4g}): lower optim.learning_rate; the same "
+                "command goes on from the last checkpoint"
+            )
         if step % self.cadence.log_every == 0 or step == 1:
             self._keep_sample(step, groups[0])
         self._show(record)
@@ -271,12 +288,20 @@ class _Stage:
             self.rollouts.swap(*self.learner.policy(), step)
         if self._is_due(step, self.cadence.eval_every):
             self._score(step)
+            # Once more, which forgets the prefixes of held-out tasks: a resumed run has none.
+            self.rollouts.swap(*self.learner.policy(), step)
         if self._is_due(step, self.cadence.checkpoint_every):
             wait, counts = self.collector.buffer, self.collector.counts
             graded = self.rollouts.graded
             there = saved.Progress(
-                wait, self.rollouts.numbers, self.best, counts, graded.state() if graded else None
+                wait,
+                self.rollouts.numbers,
+                self.best,
+                counts,
+                graded.state() if graded else None,
+                self.told_of,
             )
+            self.checkpoints.wait()  # until the last one has its name: its file is not a leftover
             saved.write(self.folder, step, there)
             self.checkpoints.save(self.learner.state)
 
@@ -339,6 +364,17 @@ class _Stage:
             words += f"  {len(self.collector.buffer.groups)} of {self.section.prompts} groups"
         rate = self.collector.generated / max(self.collector.seconds, 1e-9)
         self.progress.draw(f"{words}  {rate:,.0f} tokens/s generated")
+
+
+def _scorer(section: RL) -> Scorer:
+    return Scorer(processes=section.verifier_processes, seconds=section.verifier_seconds)
+
+
+def _rare(rollouts: Sequence[Any], vocabulary: int) -> dict[str, float]:
+    """Shares of tokens that are among the rarest of the vocabulary, by how rare."""
+    tokens = np.concatenate([rollout.completion for rollout in rollouts])
+    found = gibberish.rare_fractions(tokens.tolist(), vocabulary)
+    return {f"rarest_{round(100 * share)}_percent": value for share, value in found.items()}
 
 
 def _gibberish(rollouts: Sequence[Any], vocabulary: int) -> float:

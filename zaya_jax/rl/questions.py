@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +15,15 @@ from zaya_jax.config.rl import Curriculum as Section
 from zaya_jax.data.sources import function
 from zaya_jax.errors import UserError
 from zaya_jax.rl import graded as graded_lib
-from zaya_jax.rl.graded import Graded
+from zaya_jax.rl.graded import Graded, hash_of
 from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.rl.rewards.tasks import read_tasks
 
 GYM = "reasoning_gym:"
 _HELDOUT = 1 << 30
 """Numbers of held-out puzzles start here: a stage never comes so far."""
+BLOCK = 4096
+"""Puzzles of one data set of reasoning-gym, which counts its seed up from task to task."""
 HELDOUT_LEVELS = 4
 """Difficulties of held-out tasks of a graded source, from that at which it begins."""
 BEGINNING = Section()
@@ -77,15 +82,41 @@ class Questions:
             for (name, _), held in zip(sources, each, strict=True)
         ]
         self._tasks = [source for source, _ in opened]
+        self._graded = [name in names for name, _ in sources]
+        self._drawn: list[tuple[int, int]] = []
+        self._counts = [0] * len(opened)
         self.heldout: tuple[Task, ...] = tuple(task for _, held in opened for task in held)
         self._known = {task.prompt for task in self.heldout}
 
     def __call__(self, number: int) -> Task | None:
         """Task `number` of the stage; None where that would be a held-out one: ask the next."""
-        draw = np.random.default_rng((self._seed, 0, number)).random()
-        source = int(np.searchsorted(np.cumsum(self._shares), draw, side="right"))
-        task = self._tasks[min(source, len(self._tasks) - 1)](number)
+        source, place = self._draw(number)
+        task = self._tasks[source](number if self._graded[source] else place)
         return None if task is None or task.prompt in self._known else task
+
+    def _draw(self, number: int) -> tuple[int, int]:
+        """The source of task `number`, and how many of its tasks were asked before."""
+        while len(self._drawn) <= number:
+            at = len(self._drawn)
+            draw = np.random.default_rng((self._seed, 0, at)).random()
+            source = int(np.searchsorted(np.cumsum(self._shares), draw, side="right"))
+            source = min(source, len(self._tasks) - 1)
+            self._drawn.append((source, self._counts[source]))
+            self._counts[source] += 1
+        return self._drawn[number]
+
+    def cannot_ask(self, number: int) -> None:
+        """A task's prompt is too long: a graded one counts as failed, so it gets easier."""
+        if self.graded is not None:
+            self.graded.scored(number, 0.0, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the held-out tasks and of the first that are asked."""
+        asked = [task(0) for task, graded in zip(self._tasks, self._graded, strict=True)
+                 if not graded]  # fmt: skip
+        words = [(task.prompt, task.answer) for task in (*self.heldout, *asked) if task is not None]
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
     def _open_graded(
         self, name: str, heldout: int, section: Section
@@ -99,6 +130,31 @@ class Questions:
         return self.graded.ask, [task for task in held if task is not None]
 
 
+def _puzzles(name: str) -> Callable[[int, int], Task]:
+    """Of a source of reasoning-gym: from a seed and a number to the task.
+
+    Tasks of two seeds have nothing in common: `Random(seed + number)`, as the package has it, would
+    make those of seeds 0 and 1 the same but for one.
+    """
+    from zaya_jax.rl.rewards.reasoning_gym import Environment
+
+    environment, _, text = name.removeprefix(GYM).partition("?")
+    try:
+        parameters = json.loads(text or "{}")
+        if not isinstance(parameters, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise UserError(f"rl.tasks: the parameters in {name!r} are no JSON: {error}") from None
+
+    def puzzle(seed: int, number: int) -> Task:
+        block, place = divmod(number, BLOCK)
+        data = Environment(environment, seed=hash_of(seed, block), size=BLOCK, **parameters)
+        return dataclasses.replace(data.task(place), name=str(number))
+
+    puzzle(0, 0)  # mistakes are told before anything is generated
+    return puzzle
+
+
 def _each(sources: Sequence[tuple[str, float]], heldout: int) -> list[int]:
     """How many tasks each source holds out."""
     return [heldout // len(sources) + (i < heldout % len(sources)) for i in range(len(sources))]
@@ -107,19 +163,9 @@ def _each(sources: Sequence[tuple[str, float]], heldout: int) -> list[int]:
 def _open(name: str, heldout: int, seed: int) -> tuple[Callable[[int], Task], list[Task]]:
     """A source: from the number of a task to the task, and what it holds out."""
     if name.startswith(GYM):
-        from zaya_jax.rl.rewards.reasoning_gym import Environment
-
-        environment, _, text = name.removeprefix(GYM).partition("?")
-        try:
-            parameters = json.loads(text or "{}")
-            if not isinstance(parameters, dict):
-                raise ValueError("no object")
-        except ValueError as error:
-            raise UserError(f"rl.tasks: the parameters in {name!r} are no JSON: {error}") from None
-        size = _HELDOUT + heldout + 1
-        puzzles = Environment(environment, seed=seed, size=size, **parameters)
-        held_out = Environment(environment, seed=_HELDOUT_SEED, size=size, **parameters)
-        return puzzles.task, [held_out.task(_HELDOUT + i) for i in range(heldout)]
+        puzzle = _puzzles(name)
+        held_out = [puzzle(_HELDOUT_SEED, _HELDOUT + i) for i in range(heldout)]
+        return functools.partial(puzzle, seed), held_out
     path = Path(name)
     try:
         made = None if path.exists() else function(name)

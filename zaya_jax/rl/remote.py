@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -13,6 +16,10 @@ from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
 from zaya_jax.model.functional import Biases, Params
 from zaya_jax.rl.host import Host, Place
+
+DEVICES = "ZAYA_WORKER_DEVICES"
+"""Environment variable: the GPUs of the workers, one each: `1,2,3`, beside the trainer's 0."""
+PR_SET_PDEATHSIG = 1
 
 
 class Died(Exception):
@@ -85,6 +92,10 @@ def _serve(
     """What a worker's process does: answers until nobody asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which ends this
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+    if devices := os.environ.get(DEVICES):
+        own = devices.split(",")[place.worker % len(devices.split(","))]
+        os.environ |= {"CUDA_VISIBLE_DEVICES": own, "ROCR_VISIBLE_DEVICES": own}
     try:
         answers = _Answers(experiment, place, params, biases)
     except UserError as error:
@@ -103,6 +114,12 @@ def _serve(
         except Exception as error:  # a bug, or a device that failed: this worker is done for
             pipe.send(("error", f"{type(error).__name__}: {error}"))
             return
+
+
+def end_with_parent() -> None:
+    """A trainer that was killed must not leave workers that hold its devices (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Answers:

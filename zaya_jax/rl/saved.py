@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class Progress(NamedTuple):
       best: p* of each source.
       counts: what happened so far, by name; for the metrics.
       curriculum: state of the graded tasks, if there are any.
+      told: `counts` at the last update: metrics are of what came since.
     """
 
     buffer: Buffer
@@ -38,6 +40,7 @@ class Progress(NamedTuple):
     best: dict[str, float]
     counts: dict[str, int]
     curriculum: dict[str, Any] | None = None
+    told: Mapping[str, int] = {}
 
 
 def write(folder: Path, step: int, progress: Progress) -> None:
@@ -53,6 +56,7 @@ def write(folder: Path, step: int, progress: Progress) -> None:
         "best": progress.best,
         "counts": progress.counts,
         "curriculum": progress.curriculum,
+        "told": dict(progress.told),
     }
     arrays = {
         **to_arrays(progress.buffer),

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from zaya_jax.answers import Kind
 from zaya_jax.config.rl import Scoring
 from zaya_jax.infer.engine import Request, Result
 from zaya_jax.infer.request import Completion, Finish
@@ -40,7 +41,7 @@ class Scored(NamedTuple):
 
 
 def settings_of(scoring: Scoring, max_tokens: int) -> Settings:
-    """Markovian RSA as a config names it; answers are those that verifiers look for."""
+    """Markovian RSA as a config names it."""
     return Settings(
         population=scoring.population,
         candidates=scoring.candidates,
@@ -48,9 +49,21 @@ def settings_of(scoring: Scoring, max_tokens: int) -> Settings:
         tail=scoring.tail,
         budget=scoring.budget or max_tokens,
         final_budget=None,
-        kind="answer",
         template=scoring.template,
     )
+
+
+def kind_of(verifier: str) -> Kind:
+    """Where a verifier looks for an answer."""
+    if verifier == "math":
+        return "boxed"
+    if verifier.startswith("zaya_jax.rl.environments."):
+        return "code" if verifier.endswith(CODE) else "answer"
+    return "answer" if verifier == "reasoning_gym" else "auto"
+
+
+CODE = ("standard:verify", "codearc:verify")
+"""Verifiers that run programs."""
 
 
 def room(tasks: Sequence[Task], scoring: Scoring, max_tokens: int, chat: Chat) -> int:
@@ -116,7 +129,10 @@ def _with_rsa(
     engine: Writes, chat: Chat, tasks: Sequence[Task], scorer: Scorer, settings: Settings
 ) -> Scored:
     tokenizer = chat.tokenizer
-    each = [dataclasses.replace(settings, seed=i) for i in range(len(tasks))]
+    each = [
+        dataclasses.replace(settings, seed=i, kind=kind_of(task.verifier))
+        for i, task in enumerate(tasks)
+    ]
     populations: list[list[Sample]] = [[] for _ in tasks]
     decoded, longest = 0, 0
     for stage in range(settings.rounds + 1):
@@ -132,11 +148,11 @@ def _with_rsa(
         longest = max(longest, *(sample.prompt_tokens for sample in samples))
         N = settings.population
         populations = [samples[i * N : (i + 1) * N] for i in range(len(tasks))]
-    submitted = [
-        Submission(f"<answer>{answer}</answer>", task.answer, task.metadata)
-        for task, population in zip(tasks, populations, strict=True)
-        for answer in [selection.majority(population, settings.kind).answer]
-    ]
+    submitted = []
+    for task, own, population in zip(tasks, each, populations, strict=True):
+        chosen = selection.majority(population, own.kind).rollout
+        sample = population[0 if chosen is None else chosen]  # as it was written
+        submitted.append(Submission(sample.text, task.answer, task.metadata, sample.thinking))
     lengths = [sample.tokens for population in populations for sample in population]
     accuracy = _judge(scorer, tasks, submitted)
     return Scored(accuracy, float(np.mean(lengths)), decoded / len(tasks), longest)

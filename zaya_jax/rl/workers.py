@@ -7,6 +7,7 @@ its own unfinished rollouts along, and another begins behind them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -138,7 +139,7 @@ class Pool:
             begin = -(-max(numbers, default=0) // workers) * workers
             numbers = [begin + worker for worker in range(workers)]
         self.numbers = list(numbers)
-        self._restarts = [0] * workers
+        self._restarts, self._lock = [0] * workers, threading.Lock()
         self._threads = ThreadPoolExecutor(workers, "rollout worker")
         self._remotes: list[Remote] = []
         try:
@@ -168,23 +169,29 @@ class Pool:
 
     def _replace(self, worker: int, error: Died) -> None:
         section = self._experiment.rl
-        self._restarts[worker] += 1
-        if self._restarts[worker] > RESTARTS:
-            raise UserError(
-                f"rollout worker {worker} died {self._restarts[worker]} times ({error}); the same "
-                "command goes on from the last checkpoint. SIGKILL mostly means that memory ran "
-                "out: lower rl.concurrent"
-            )
         rows = max(section.concurrent // section.workers, section.group)
         groups = -(-rows // section.group) + self.portion
-        self.lost += rows
+        with self._lock:
+            self.lost += rows
         self.numbers[worker] += groups * section.workers  # behind all that it may have begun
         self._say(
             f"rollout worker {worker} died ({error}): up to {rows} rollouts are lost; another "
             f"begins at task {self.numbers[worker]:,}"
         )
         self._remotes[worker].close()
-        self._remotes[worker] = self._start(worker)
+        while True:
+            self._restarts[worker] += 1
+            if self._restarts[worker] > RESTARTS:
+                raise UserError(
+                    f"rollout worker {worker} died {self._restarts[worker]} times ({error}); the "
+                    "same command goes on from the last checkpoint. SIGKILL mostly means that "
+                    "memory ran out: lower rl.concurrent"
+                )
+            try:
+                self._remotes[worker] = self._start(worker)
+                return
+            except Died as again:
+                error = again
 
     @property
     def portion(self) -> int:

@@ -60,6 +60,14 @@ MAY_CHANGE = (
     "faults",
     "mesh",
     "parallel",
+    "rl.concurrent",
+    "rl.pool_gb",
+    "rl.rollout",
+    "rl.workers",
+    "rl.microbatch_tokens",
+    "rl.microbatch_rows",
+    "rl.verifier_seconds",
+    "rl.verifier_processes",
 )
 """Fields (or sections) in which a resumed run may differ from what its directory says: how long and
 how it is run, not what is trained. A cosine schedule follows a new `train.steps`. The form of the

@@ -62,15 +62,20 @@ class Maker:
     def __exit__(self, *error: object) -> None:
         self._workers.close()
 
-    def tasks(self, questions: Sequence[Question]) -> list[Task | None]:
+    def tasks(
+        self, questions: Sequence[Question], *, lenient: bool = False
+    ) -> list[Task | None]:
         """A task for each question; None where the environment makes none, in time or at all.
+
+        Args:
+          lenient: whether an environment that raises makes none, too.
 
         Raises:
           UserError: the package is missing, there is no such environment.
         """
         made: list[Task | None] = []
         for question, outcome in zip(questions, self._workers.map(list(questions)), strict=True):
-            if outcome.failure in ("unstarted", "raised"):
+            if outcome.failure == "unstarted" or (outcome.failure == "raised" and not lenient):
                 raise UserError(f"environment {question.environment!r}: {outcome.message}")
             made.append(outcome.value)
         return made

@@ -43,6 +43,8 @@ class RewardModel:
         try:
             scale = json.loads((folder / SCALE).read_text())
             self._mean, self._std = float(scale["mean"]), float(scale["std"])
+            if scale["step"] != workdir.read_config(folder).train.steps:
+                raise ValueError(f"it is of step {scale['step']}, and not of the last")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"rl.reward_model = {folder}: no {SCALE} there ({error}): it is no run of "

@@ -182,7 +182,7 @@ class _Training:
         accuracy = float((margin > 0).mean())
         every = np.concatenate(found)
         scale = {"mean": float(every.mean()), "std": float(every.std()) or 1.0}
-        workdir.write_json(self.folder / SCALE, scale)
+        workdir.write_json(self.folder / SCALE, scale | {"step": step})
         self.writer(
             step,
             {

@@ -1,7 +1,9 @@
 """Puzzles without end: tasks and scores of reasoning-gym, which needs an extra.
 
 Only full marks count. Its partial credit goes by substrings, up to 0.3 for a guess, and a policy
-finds that out. The answer is extracted first, for the scorers look at all they are given.
+finds that out. The answer is extracted first, for the scorers look at all they are given. Some
+scorers evaluate it as Python, or give it to sympy, which does so too: there only answers are let
+through that can name and call nothing but mathematics.
 """
 
 from __future__ import annotations
@@ -9,12 +11,39 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from zaya_jax.answers import FORMATS, extract
 from zaya_jax.errors import UserError, hint
 from zaya_jax.rl.rewards.interface import Submission, Task
+
+EVALUATED = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
+"""Environments whose scorers call `eval` on the answer: nested lists are what they expect."""
+PARSED = (
+    "countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24",
+    "simple_integration",
+)  # fmt: skip
+"""Those that call sympy's `parse_expr`, which evaluates."""
+LISTS = re.compile(r"[\w\s,.\[\]'\"-]*")  # nothing is called without a parenthesis
+FORMULA = re.compile(r"[\w\s+\-*/^().,]*")
+NAME = re.compile(r"[A-Za-z_]\w*")
+FUNCTIONS = frozenset(
+    "sin cos tan asin acos atan sinh cosh tanh exp log ln sqrt Abs pi E C".split()
+)
+LONGEST = 2000
+
+
+def is_harmless(environment: str, answer: str) -> bool:
+    """Whether an answer may be given to an environment's scorer."""
+    if environment in EVALUATED:
+        return len(answer) <= LONGEST and LISTS.fullmatch(answer) is not None
+    if environment in PARSED:
+        names = set(NAME.findall(answer))
+        known = all(len(name) == 1 or name in FUNCTIONS for name in names)
+        return len(answer) <= LONGEST and known and FORMULA.fullmatch(answer) is not None
+    return True
 
 
 class Environment:
@@ -65,7 +94,7 @@ def verify(submission: Submission) -> float:
     """
     about: Mapping[str, Any] = submission.metadata
     found = extract(submission.response, "answer", thinking=submission.thinking)
-    if found is None:
+    if found is None or not is_harmless(about["name"], found):
         return 0.0
     parameters = json.dumps(about["parameters"], sort_keys=True)
     score = _dataset(about["name"], parameters, 0, 1).score_answer(found, about["entry"])
