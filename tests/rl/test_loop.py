@@ -1,10 +1,8 @@
 """A stage of RL, whole: a tiny model that half knows how to copy a digit learns to do it."""
 
 import dataclasses
-import io
 import json
 import os
-import random
 import signal
 import time
 
@@ -12,83 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.conftest import MODEL
-from zaya_jax.config import Balance, Data, Experiment, Optim, Train
-from zaya_jax.config.rl import RL, Loss
+from tests.rl.conftest import quiet
+from zaya_jax.config.rl import Loss
 from zaya_jax.errors import UserError
 from zaya_jax.report import cli as report_cli
-from zaya_jax.rl import collect, loop, saved
+from zaya_jax.rl import collect, graded, loop, saved
 from zaya_jax.rl.record import ROLLOUTS
+from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.sweep import measures, supervise
 from zaya_jax.train import metrics
-from zaya_jax.train.loop import train
-from zaya_jax.train.progress import Progress
 from zaya_jax.train.weights import restore_weights
-
-# What the tests share is computed once, in one worker.
-pytestmark = pytest.mark.xdist_group("rl_loop")
-
-
-def quiet() -> Progress:
-    return Progress(4, io.StringIO())
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A model of a digit's copy that is right half of the time, and tasks about it."""
-    root, rng = tmp_path_factory.mktemp("rl"), random.Random(0)
-    with (root / "sft.jsonl").open("w") as file:
-        for i in range(400):
-            answer = rng.choice([i % 10, rng.randrange(10)])
-            turns = [
-                {"role": "user", "content": f"copy {i % 10}"},
-                {"role": "assistant", "content": f"<answer>{answer}</answer>"},
-            ]
-            file.write(json.dumps({"messages": turns}) + "\n")
-    with (root / "tasks.jsonl").open("w") as file:
-        for i in range(30):
-            line = {"prompt": f"copy {i % 10}", "answer": str(i % 10), "verifier": "exact"}
-            file.write(json.dumps(line) + "\n")
-    data = Data(
-        source=str(root / "sft.jsonl"),
-        format="chat",
-        packing="best_fit",
-        heldout_fraction=0.1,
-        cache_dir=str(root / "cache"),
-    )
-    sft = Experiment(
-        name="sft",
-        model=dataclasses.replace(MODEL, vocab_size=320, context_length=128),
-        data=data,
-        train=Train(steps=60, batch_size=8, sequence_length=64, eval_every=60, checkpoint_every=60),
-        optim=Optim(learning_rate=1e-2, warmup_steps=5),
-    )
-    train(sft, root / "sft", quiet())
-    return dataclasses.replace(
-        sft,
-        name="rl",
-        train=Train(
-            init_from=str(root / "sft"),
-            steps=4,
-            sequence_length=64,
-            log_every=1,
-            eval_every=4,
-            checkpoint_every=2,
-        ),
-        optim=Optim(learning_rate=5e-4, warmup_steps=0, schedule="constant"),
-        balance=Balance(kind="none"),
-        rl=RL(
-            tasks=((str(root / "tasks.jsonl"), 1.0),),
-            heldout=0,
-            prompts=2,
-            group=6,
-            max_prompt=40,
-            max_tokens=24,
-            concurrent=24,
-            microbatch_tokens=128,
-            verifier_seconds=60.0,
-        ),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +126,56 @@ def test_generation_ahead_is_deterministic_bounded_and_resumes(start, tmp_path, 
     assert loop.run(stage, tmp_path / "killed", quiet()).step == 4
     again = [record for record in metrics.read(tmp_path / "killed") if "loss" in record]
     assert [r["loss"] for r in again] == [r["loss"] for r in updates]
+
+
+def test_a_graded_stage_goes_on_with_its_curriculum(start, tmp_path, monkeypatch):
+    """Overlap and all: the same difficulties, the same losses."""
+
+    class Killed(Exception):
+        pass
+
+    def copies(source):  # prompts of reasoning-gym are too long for this model
+        def make(difficulty, seed):
+            digit = str((difficulty + seed) % 10)
+            return Task(f"copy {digit}", digit, "exact", "copies", str(seed))
+
+        return make
+
+    monkeypatch.setattr(graded, "_gym", copies)
+    sums = 'reasoning_gym:copies?{"terms": "2+d"}'
+    section = dataclasses.replace(
+        start.rl,
+        tasks=((sums, 1.0),),
+        heldout=2,
+        overlap=True,
+        dynamic_sampling=False,
+    )
+    stage = dataclasses.replace(start, rl=section)
+    learn = loop._Stage._learn
+
+    def die(self, batch):
+        learn(self, batch)
+        if self.learner.updates == 3:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Stage, "_learn", die)
+        with pytest.raises(Killed):
+            loop.run(stage, tmp_path / "killed", quiet())
+    assert saved.read(tmp_path / "killed", 2).curriculum["draws"] > 0
+    for name in ("killed", "whole"):
+        assert loop.run(stage, tmp_path / name, quiet()).step == 4
+    told = [
+        [(r["loss"], r["reward"], r["difficulty_mean"]) for r in metrics.read(tmp_path / name)
+         if "loss" in r] for name in ("killed", "whole")
+    ]  # fmt: skip
+    assert told[0] == told[1]
+    lines = (tmp_path / "killed" / ROLLOUTS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    changed = dataclasses.replace(stage, rl=dataclasses.replace(section, heldout=2))
+    (tmp_path / "killed" / "tasks.json").write_text('{"sha256": "other"}')
+    with pytest.raises(UserError, match="are not what they were"):
+        loop.run(changed, tmp_path / "killed", quiet())
 
 
 @pytest.mark.slow
