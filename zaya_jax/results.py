@@ -88,7 +88,8 @@ stopped), `python launch.py results --only=recall` one of them.
 and, where shapes agree, the same initial weights. `agrees` and `disagrees` mean that the 95%
 interval of the difference lies wholly on one side of zero; everything else is `not settled`, and
 says how many seeds would settle a difference of the size seen. These models have a ten-thousandth
-of ZAYA1-8B's parameters: a verdict is about them, and a hint about it."""
+of ZAYA1-8B's parameters: a verdict is about them, and a hint about it. Where a commit is `-dirty`,
+what differed are the pages of the studies before it."""
 LONGEST = 90.0
 """Seconds that a run of a study may take, on a quiet machine,"""
 LONG = {"rl_sft": 900.0, "rl": 900.0, "rsa_sft": 900.0, "rsa": 900.0}

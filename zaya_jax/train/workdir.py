@@ -268,16 +268,24 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this code, `-dirty` if tracked files differ; None outside a git checkout."""
-    root = Path(__file__).parents[2]
+    """The commit of this code, `-dirty` if tracked files differ; None outside a git checkout.
+
+    Pages in docs/results do not count: they are written while their studies run.
+    """
+    git = ["git", "-C", str(Path(__file__).parents[2])]
     try:
         found = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", ":/", ":(exclude,top)docs/results"],
+            capture_output=True,
+            timeout=10,
+            check=False,
+        ).returncode
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return f"{found}-dirty" if changed else found
 
 
 def _cores() -> int | None:
