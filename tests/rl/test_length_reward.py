@@ -5,7 +5,7 @@ import pytest
 
 from zaya_jax.errors import UserError
 from zaya_jax.rl.advantages import maxrl
-from zaya_jax.rl.length_reward import LengthReward, length_reward, track_best
+from zaya_jax.rl.length_reward import OTHERS, LengthReward, length_reward, pooled, track_best
 
 PLAIN = LengthReward(coefficient=1.0, longest=81_920, length_tolerance=0)
 
@@ -63,10 +63,18 @@ def test_the_coefficient_scales_and_lost_rollouts_do_not_count():
 
 
 def test_the_best_solve_rate_of_a_source_only_rises():
-    best = track_best({}, ["a", "a", "b"], np.array([0.25, 0.75, 0.1]))
-    assert best == {"a": 0.5, "b": 0.1}
-    later = track_best(best, ["a", "b"], np.array([0.2, 0.4]))
-    assert later == {"a": 0.5, "b": 0.4} and best["b"] == 0.1
+    best = track_best({}, ["a"] * 4 + ["b"] * 4, np.repeat([0.25, 0.75, 0.1], [2, 2, 4]))
+    assert best == pytest.approx({"a": 0.5, "b": 0.1})
+    later = track_best(best, ["a"] * 4 + ["b"] * 4, np.repeat([0.2, 0.4], 4))
+    assert later == pytest.approx({"a": 0.5, "b": 0.4}) and best["b"] == pytest.approx(0.1)
+
+
+def test_sources_of_few_prompts_count_as_one():
+    """Of hundreds of environments a batch has a group each: their maximum would soon be 1."""
+    sources = ["a"] * 4 + [f"rlve/{i}" for i in range(6)]
+    best = track_best({}, sources, np.array([0.5] * 4 + [1.0, 0.0, 0.25, 0.25, 0.5, 1.0]))
+    assert best == {"a": 0.5, OTHERS: 0.5}
+    assert pooled(sources) == ["a"] * 4 + [OTHERS] * 6
 
 
 @pytest.mark.parametrize("field", ["coefficient", "longest", "length_tolerance"])
