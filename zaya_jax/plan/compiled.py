@@ -66,8 +66,9 @@ class Compiled:
 
 def job(case: Case) -> Job:
     """The program of a case."""
-    experiment = case.experiment
-    name = "reinforcing" if experiment.rl.tasks else "training"
+    experiment, name = case.experiment, "training"
+    if experiment.rl.tasks:  # a config of RL with a mesh is refused; the program is given its own
+        experiment, name = dataclasses.replace(experiment, mesh=""), "reinforcing"
     return Job(
         f"zaya_jax.aot.sharded:{name}",
         {"experiment": config.to_dict(experiment)},

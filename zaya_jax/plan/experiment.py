@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_collections
 
 from zaya_jax import config, load
@@ -16,14 +18,23 @@ def experiment_of(settings: ml_collections.ConfigDict) -> tuple[Experiment, str 
     """The frozen form, and a note where something had to be assumed.
 
     A run that starts from weights reads its model from them; to plan it, they need not be there:
-    then it is ZAYA1-8B in what the config leaves open.
+    then it is ZAYA1-8B in what the config leaves open. A stage of RL is planned on a mesh, although
+    its loop drives one device so far: its step is written for many.
 
     Raises:
       UserError: mistakes in the config.
     """
+    settings = settings.copy_and_resolve_references()
+    mesh = settings.get("mesh", "")
+    if settings.get("rl", {}).get("tasks"):
+        settings.mesh = ""
+    found, note = _frozen(settings)
+    return dataclasses.replace(found, mesh=mesh), note
+
+
+def _frozen(settings: ml_collections.ConfigDict) -> tuple[Experiment, str | None]:
     data = settings.to_dict()
-    open_fields = list(config.left_open(data.get("model", {})))
-    if not open_fields:
+    if not list(config.left_open(data.get("model", {}))):
         return config.from_dict(data), None
     try:
         return load.experiment(settings), None
