@@ -1,5 +1,6 @@
 """Verifiable rewards: what is right, what is wrong, and verifiers that misbehave."""
 
+import importlib
 import json
 import math
 import sys
@@ -81,7 +82,7 @@ def test_an_exact_answer():
 def test_what_is_in_the_table_is_there():
     for place in VERIFIERS.values():
         module, _, name = place.partition(":")
-        assert callable(getattr(sys.modules[module], name))
+        assert callable(getattr(importlib.import_module(module), name))
 
 
 # --- Tasks from files ------------------------------------------------------------------------
