@@ -157,6 +157,7 @@ def test_it_orders_held_out_pairs_better_than_length(trained):
     assert outcome.accuracy > 0.95 > 0.75 > outcome.by_length
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint(trained, tmp_path):
     experiment, folder, _ = trained
     half = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=16))
