@@ -31,6 +31,10 @@ what = dict(part.split(":") for part in plan.split(",") if part).get(f"{me}@{att
 if what == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     time.sleep(60)
+if what == "hangup":  # as a terminal that is closed does to all that it has started
+    os.kill(os.getppid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)
+    what = 0
 if what == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(what))
@@ -140,6 +144,14 @@ def test_a_signal_is_passed_on_and_is_the_end(launcher, tmp_path):
     told, _ = launcher.communicate(timeout=20)
     assert launcher.returncode == 128 + signal.SIGTERM and not told
     assert [file.stat().st_size for file in tmp_path.iterdir()] == [1, 1]
+
+
+def test_what_nohup_ignores_stays_ignored(run):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run("0@0:hangup")[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")

@@ -84,7 +84,8 @@ def run(launch: Launch, tell: Callable[[str], None]) -> int:
         for process in running:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, stop) for number in _STOPS}
+    heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}  # not what nohup ignores
     try:
         for attempt in range(launch.restarts + 1):
             running[:] = [_start(command) for command in launch.commands()]
