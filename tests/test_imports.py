@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOOR = {
     "pallas_kernels": 0,
     "errors": 0,
+    "grammar": 1,
     "cluster": 1,
     "config": 1,
     "options": 1,

@@ -5,6 +5,7 @@ Compiling is what takes time here: one engine serves all that is not slow.
 
 import dataclasses
 import random
+from collections import deque
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.infer import Generator, Sampling
 from zaya_jax.infer import Request as PlainRequest
 from zaya_jax.infer.engine import Constraint, Engine, Options, Repetition, Request
+from zaya_jax.infer.engine import options as engine_options
 from zaya_jax.model import functional
 from zaya_jax.train.throughput import compilations
 
@@ -288,22 +290,27 @@ def test_likeliest_tokens_are_told_beside_the_chosen(engine):
 
 
 def test_a_circle_is_ended(engine):
-    rule = Repetition(longest=8, rounds=2, least=2)
-    (free,) = engine.generate([Request([5, 6], 30)])
-    (result,) = engine.generate([Request([5, 6], 30, repetition=rule)])
+    """A bound text that can only go round: so there is a circle, whatever the network."""
+    rule = Repetition(longest=8, rounds=3, least=6)
+    bound = Constraint("regex", "(?:xyz)+")
+    (free,) = engine.generate([Request([5, 6], 30, Sampling(1.0, seed=1), constraint=bound)])
+    assert len(free.tokens) > 12 and free.finish == "length"
+    (result,) = engine.generate(
+        [Request([5, 6], 30, Sampling(1.0, seed=1), constraint=bound, repetition=rule)]
+    )
+    assert result.finish == "repetition"
+    n = len(result.tokens)
+    assert n < len(free.tokens) and result.tokens == free.tokens[:n]
     circles = [
-        n
-        for n in range(2, len(free.tokens) + 1)
+        m
+        for m in range(6, len(free.tokens) + 1)
         if any(
-            free.tokens[n - p : n] == free.tokens[n - 2 * p : n - p]
-            for p in range(1, n // 2 + 1)
-            if p <= 8
+            m >= (span := max(3 * p, 6))
+            and all(free.tokens[m - i] == free.tokens[m - i - p] for i in range(1, span - p + 1))
+            for p in range(1, 9)
         )
     ]
-    if circles:
-        assert result.finish == "repetition" and len(result.tokens) == circles[0]
-    else:
-        assert result == free
+    assert n == circles[0]
 
 
 def test_cancelling_waiting_running_and_ended_requests(engine):
@@ -334,6 +341,114 @@ def test_weights_that_are_damaged_fail_the_request_and_not_the_engine(engine):
     assert result.finish == "length" and engine.idle
 
 
+def test_what_is_cancelled_before_its_first_token_leaves_nothing_behind(engine):
+    forget(engine)
+    request = Request([5, 6, 7], 20)
+    (before,) = engine.generate([request])
+    old = engine.loaded.params
+    engine.swap({name: jnp.full_like(value, jnp.nan) for name, value in old.items()})
+    ids = [engine.add(Request([i] * 40, 4)) for i in (3, 4, 5)]
+    engine.step()  # a chunk of the first is read; nothing has been chosen
+    for id in ids:
+        engine.cancel(id)
+    assert {event.result.finish for event in engine.step()} == {"cancelled"}
+    engine.swap(old)
+    (after,) = engine.generate([request])
+    assert (after.tokens, after.logprobs) == (before.tokens, before.logprobs)
+
+
+def test_a_row_that_rests_writes_zeros_to_the_page_of_nobody():
+    from zaya_jax.model.attention import paged
+    from zaya_jax.model.attention.cache import LayerCache
+
+    zeros = jnp.zeros((3, 1, 4, 2))
+    cache = LayerCache(zeros, zeros)._replace(table=jnp.array([[1], [2]]))
+    new = jnp.full((2, 1, 1, 2), jnp.nan).at[0].set(1.0)
+    live = jnp.array([[True], [False]])
+    written = paged.append(cache, new, new, jnp.array([0, 0]), live)
+    assert bool(jnp.isfinite(written.k).all()) and float(written.k[1, 0, 0, 0]) == 1
+
+
+def test_who_is_cancelled_while_the_new_are_counted_is_cancelled(engine):
+    """Another thread adds a request and cancels it between two looks of the step."""
+
+    class Racing(deque):
+        raced = False
+
+        def __len__(self):
+            if not self.raced:
+                self.raced = True
+                ids.append(engine.add(Request([5, 6], 30)))
+                self.append(ids[0])
+            return super().__len__()
+
+    ids: list[int] = []
+    kept, engine._cancelled = engine._cancelled, Racing()
+    try:
+        events = engine.step() + engine.step()
+        assert [event.result.finish for event in events if event.result] == ["cancelled"]
+        assert [event.id for event in events] == ids and engine.idle
+    finally:
+        engine._cancelled = kept
+        for id in ids:
+            engine.cancel(id)
+        while not engine.idle:
+            engine.step()
+
+
+def test_what_goes_wrong_with_one_request_ends_no_other(engine, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such luck")
+
+    (expected,) = engine.generate([Request([5, 6], 8)])
+    bad = [
+        engine.add(Request([5, 7], 8)),
+        engine.add(Request([5, 8], 8, constraint=Constraint("regex", "[a-z]+"))),
+    ]
+    good = engine.add(Request([5, 6], 8))
+    monkeypatch.setattr(engine._inbox[0].answer, "push", broken)
+    monkeypatch.setattr(engine._inbox[1].matcher, "allow", broken)
+    last = {}
+    while not engine.idle:
+        last |= {event.id: event.result for event in engine.step() if event.result}
+    for id in bad:
+        assert last[id].finish == "failed" and "RuntimeError: no such luck" in last[id].error
+    assert last[good].tokens == expected.tokens
+    engine.check()
+
+
+def test_many_lengths_of_chunks_tables_and_rows(network, forward, monkeypatch):
+    """The options that are not batch-invariant: sizes of decoding, chunks with tables of their own
+    and with longer ones, several tokens a step."""
+    monkeypatch.setattr(engine_options, "SMALLEST_TABLE", 16)
+    options = Options(rows=5, page=4, capacity=CAPACITY, chunks=(4, 16), steps=3, prefill_tokens=20)
+    engine = Engine(network(), options)
+    used = set()
+    plan = engine._scheduler.plan
+
+    def watched():
+        found = plan()
+        used.update(("chunk", chunk.size, chunk.table) for chunk in found.chunks)
+        if found.rows:
+            used.add(("rows", options.rows_for(len(found.rows)), found.steps))
+        return found
+
+    monkeypatch.setattr(engine._scheduler, "plan", watched)
+    requests = [Request(p, CAPACITY - len(p)) for p in ([9] * 37, [8, 7], [9] * 33 + [4])]
+    results = drive(engine, requests, seed=4)
+    results += engine.generate([Request([3, 4], 9)])
+    for request, result in zip([*requests, Request([3, 4], 9)], results, strict=True):
+        logits, _ = forward([*request.prompt, *result.tokens])
+        logits = logits[len(request.prompt) - 1 : -1]
+        chosen = logits[np.arange(len(logits)), result.tokens]
+        assert (logits.max(-1) - chosen).max() <= 1e-4 * np.abs(logits).max()
+    assert {size for kind, size, _ in used if kind == "chunk"} == {4, 16}
+    assert len({table for kind, _, table in used if kind == "chunk"}) >= 3
+    assert {size for kind, size, _ in used if kind == "rows"} == {1, 4}
+    assert {steps for kind, _, steps in used if kind == "rows"} == {1, 3}
+    assert engine.load.cached_tokens > 0
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -351,6 +466,13 @@ def test_a_request_that_cannot_be_met_is_refused_and_nothing_else_is_begun(
     with pytest.raises(UserError, match=message):
         engine.generate([Request([5], 3), request_])
     assert engine.idle
+
+
+def test_rows_whose_choices_do_not_fit_a_tile_are_not_invariant(network):
+    router = dataclasses.replace(network().model.router, top_k=2)
+    options = Options(rows=33, page=4, chunks=(16,), capacity=CAPACITY, batch_invariant=True)
+    with pytest.raises(UserError, match="rows = 33 with batch_invariant: expected at most 32"):
+        Engine(network(router=router), options)
 
 
 def test_a_kind_that_keeps_a_latent_is_refused(network):

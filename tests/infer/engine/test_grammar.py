@@ -75,9 +75,33 @@ def test_regular_expressions_and_grammars_bind_too(tokenizer, grammars):
         (Constraint("regex", "(a"), "regex: .*unclosed group"),
         (Constraint("lark", "start: other"), "lark: .*other"),
         (Constraint("regex", {}), "regex: expected text, got dict"),
+        (Constraint("json_schema", {"items": [{}] * 30_000}), "more than 20,000 values"),
+        (Constraint("regex", "(" * 900), "nested 900 deep"),
         (Constraint("xml", "<a/>"), "xml: expected json_schema, regex or lark"),
     ],
 )
 def test_a_constraint_that_is_none_is_refused_in_words(grammars, constraint, message):
     with pytest.raises(UserError, match=message):
         grammars.matcher(constraint)
+
+
+def test_a_constraint_is_compiled_once_and_its_copies_share_nothing(tokenizer, grammars):
+    first = grammars.compile(Constraint("regex", "ab|ac"))
+    assert grammars.compile(Constraint("regex", "ab|ac")) is first
+    one, two = first.matcher(), grammars.matcher(first)
+    (a,), (b,) = tokenizer.encode("a"), tokenizer.encode("b")
+    assert one.push(a) and one.push(b) and not two.push(b)
+    assert grammars.compile(Constraint("json_schema", {"enum": [1]})) is grammars.compile(
+        Constraint("json_schema", '{"enum": [1]}')
+    )
+
+
+def test_what_is_too_much_for_the_library_is_an_error_and_no_end(grammars):
+    ends = "".join(f"a{i}: /[a-z]{{{i + 1}}}/\n" for i in range(9))
+    many = "start: " + " | ".join(f'"x" a{i % 9} "{i}"' for i in range(2100)) + "\n" + ends
+    with pytest.raises(UserError, match="lark: .*2100 items"):
+        grammars.matcher(Constraint("lark", many))
+    matcher = grammars.matcher(Constraint("regex", "ab"))
+    matcher._matcher.consume_token(0)  # not allowed: from then on it is in error
+    with pytest.raises(UserError, match="constraint: "):
+        allowed(matcher)

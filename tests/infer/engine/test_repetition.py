@@ -44,6 +44,12 @@ def test_tokens_that_are_certain_are_counted_where_asked():
     assert found(range(50), Repetition(), logprob=0.0) is None
 
 
+@pytest.mark.parametrize("field", ["longest", "rounds", "least"])
+def test_values_beyond_any_sense_are_named(field):
+    with pytest.raises(UserError, match=f"repetition: {field} = 1000"):
+        Repetition(**{field: 10**30})
+
+
 @pytest.mark.parametrize("field", ["longest", "rounds", "least", "certain"])
 def test_values_out_of_range_are_named(field):
     with pytest.raises(UserError, match=f"repetition: {field} = -1"):

@@ -165,6 +165,36 @@ def test_the_youngest_is_parked_and_comes_back_before_others_begin():
     assert device.scheduler.preemptions > 0 and any(parked)
 
 
+def test_who_cannot_begin_anyway_slows_nobody_down():
+    """One that waits for pages, and not only for a row: the others go on with many tokens."""
+    device = Device(Options(rows=4, page=4, chunks=(8,), prefill_tokens=8, steps=4), 64, 1 + 16)
+    device.add(0, [0] * 40, 20)
+    while not device.live[0].decodes:
+        device.step()
+    device.add(1, [1] * 40, 4)
+    plan = device.scheduler.plan()
+    assert not plan.chunks and [row.limit for row in plan.rows] == [4] and plan.steps == 4
+
+
+def test_one_that_is_bound_gets_one_token_and_the_others_more():
+    device = Device(Options(rows=4, page=4, chunks=(8,), prefill_tokens=64, steps=4), 64, 40)
+    for id in range(2):
+        device.add(id, [id] * 7, 20)
+    device.live[1].stepwise = True
+    device.step()
+    assert [row.limit for row in device.scheduler.plan().rows] == [4, 1]
+
+
+def test_sequences_of_different_salts_share_no_page():
+    device = Device(SMALL, 64, 40)
+    for id, salt in enumerate([b"alice", b"bob", b"alice"]):
+        device.add(id, [7] * 33, 4)
+        device.live[id].salt = salt
+    while device.live:
+        device.step()
+    assert device.read == 33 + 33 + 1
+
+
 @pytest.mark.parametrize(("left", "size"), [(1, 64), (64, 64), (65, 64), (192, 256), (500, 256)])
 def test_chunks_depend_on_what_is_left_alone(left, size):
     assert Options().chunk_for(left) == size

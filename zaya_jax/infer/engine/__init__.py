@@ -6,12 +6,13 @@ functions of the pool).
 """
 
 from zaya_jax.infer.engine.driver import Engine, Load
-from zaya_jax.infer.engine.grammar import Constraint
+from zaya_jax.infer.engine.grammar import Compiled, Constraint
 from zaya_jax.infer.engine.options import Options
 from zaya_jax.infer.engine.repetition import Repetition
 from zaya_jax.infer.engine.request import Event, Request, Result, Token
 
 __all__ = [
+    "Compiled",
     "Constraint",
     "Engine",
     "Event",

@@ -91,6 +91,10 @@ class Allocator:
             found.append(page)
         return found
 
+    def count_idle(self, pages: Iterable[int]) -> int:
+        """How many of these nobody holds."""
+        return sum(page in self._idle for page in pages)
+
     def hold(self, pages: Iterable[int]) -> None:
         """One holder more for each of these, which `find` gave."""
         for page in pages:
@@ -156,15 +160,18 @@ class Allocator:
         assert {page: key for key, page in self._page_of.items()} == self._key_of
 
 
-def keys_of(tokens: Sequence[int], size: int, known: Sequence[Key] = ()) -> Iterator[Key]:
+def keys_of(
+    tokens: Sequence[int], size: int, known: Sequence[Key] = (), salt: bytes = b""
+) -> Iterator[Key]:
     """The key of each full page of a sequence: a hash of all tokens up to the page's end.
 
     Args:
       tokens: of the whole sequence.
       size: tokens of a page.
       known: keys of the first pages, which are not computed again (and not yielded).
+      salt: goes into every key: sequences of different salts have no key in common.
     """
-    before = known[-1] if known else b""
+    before = known[-1] if known else hashlib.blake2b(salt, digest_size=16).digest()
     for begin in range(len(known) * size, len(tokens) - size + 1, size):
         page = np.asarray(tokens[begin : begin + size], np.int32).tobytes()
         before = hashlib.blake2b(before + page, digest_size=16).digest()

@@ -8,6 +8,7 @@ a loop.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.infer import request as plain
 from zaya_jax.infer.engine import programs
 from zaya_jax.infer.engine.allocator import Allocator
-from zaya_jax.infer.engine.grammar import Constraint, Grammars, Matcher
+from zaya_jax.infer.engine.grammar import Compiled, Constraint, Grammars, Matcher
 from zaya_jax.infer.engine.live import Live
 from zaya_jax.infer.engine.options import Options
 from zaya_jax.infer.engine.request import Best, Event, Request, Result, Token
@@ -28,8 +29,9 @@ from zaya_jax.infer.engine.scheduler import Chunk, Row, Scheduler
 from zaya_jax.load import Loaded
 
 LARGEST_INVARIANT = 64
-"""Rows up to which the portable form of the experts computes every token in a tile of one shape;
-see `pallas_kernels.grouped_matmul.xla.tiling`."""
+"""Choices of experts in a step (rows times the router's top_k) up to which the portable form of the
+experts computes every token in a tile of one shape; see
+`pallas_kernels.grouped_matmul.xla.tiling`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +80,11 @@ class Engine:
           UserError: options that do not fit together or the model.
         """
         self.options, self.version = options or Options(), 0
-        if self.options.batch_invariant and self.options.rows > LARGEST_INVARIANT:
+        most = LARGEST_INVARIANT // loaded.model.router.top_k
+        if self.options.batch_invariant and self.options.rows > most:
             raise UserError(
                 f"engine: rows = {self.options.rows} with batch_invariant: expected at most "
-                f"{LARGEST_INVARIANT}"
+                f"{most}, for model.router.top_k = {loaded.model.router.top_k}"
             )
         self._runner = Runner(loaded, self.options)
         allocator = Allocator(self._runner.pages)
@@ -90,7 +93,6 @@ class Engine:
         self._inbox: deque[Live] = deque()
         self._cancelled: deque[int] = deque()
         self._ids = itertools.count()
-        self._grammars: Grammars | None = None
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
     @property
@@ -117,6 +119,16 @@ class Engine:
     def cancel(self, id: int) -> None:
         """Ends a request at the next step; of no effect if it has ended."""
         self._cancelled.append(id)
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiles constraints, for requests that are to come; from any thread.
+
+        Raises:
+          UserError: no tokenizer, or llguidance is not installed.
+        """
+        tokenizer = self.loaded.require_tokenizer()
+        return Grammars(tokenizer, self.loaded.model.vocab_size, self.loaded.stop_ids)
 
     @property
     def idle(self) -> bool:
@@ -223,22 +235,20 @@ class Engine:
         wanted = Request.of(request)
         return Live(next(self._ids), self.loaded, wanted, self.capacity, top, self._matcher)
 
-    def _matcher(self, constraint: Constraint) -> Matcher:
-        if self._grammars is None:
-            tokenizer = self.loaded.require_tokenizer()
-            size, stops = self.loaded.model.vocab_size, self.loaded.stop_ids
-            self._grammars = Grammars(tokenizer, size, stops)
-        return self._grammars.matcher(constraint)
+    def _matcher(self, constraint: Constraint | Compiled) -> Matcher:
+        return self.grammars.matcher(constraint)
 
     def _take_in(self) -> list[Event]:
         """Hears of new and of cancelled requests; the last events of the latter."""
+        # First who is cancelled: whoever is was added before, and so is found below.
+        cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
         while self._inbox:
             live = self._inbox.popleft()
             self._live[live.sequence.id] = live
             self._scheduler.add(live.sequence)
         events = []
-        while self._cancelled:
-            found = self._live.get(self._cancelled.popleft())
+        for id in cancelled:
+            found = self._live.get(id)
             if found is not None:
                 found.cancel()
                 events.append(self._end(found))
@@ -295,11 +305,22 @@ class Engine:
         """Its last event; its pages are let go."""
         routes = self._runner.routes(live.sequence) if live.request.routes else None
         event = live.event(routes)
-        if live.damaged:
-            self._runner.clear(self._scheduler.allocator.spoil(live.sequence.pages))
+        if (written := self._doubtful(live)) is not None:
+            self._runner.clear(self._scheduler.allocator.spoil(written))
         self._scheduler.remove(live.sequence)
         del self._live[live.sequence.id]
         return event
+
+    def _doubtful(self, live: Live) -> list[int] | None:
+        """The pages that may hold what is not finite: nobody may get them as they are. Of a request
+        that ends before any logit could tell, all that it wrote. None if it is known to be sound.
+        """
+        sequence = live.sequence
+        if live.damaged:
+            return sequence.pages
+        if live.answer.tokens or sequence.written <= sequence.shared:
+            return None
+        return sequence.pages[sequence.shared // self.options.page :]
 
 
 def _best(ids: np.ndarray, logprobs: np.ndarray, wanted: int) -> Best:

@@ -3,6 +3,10 @@
 Before each token the library tells which of the vocabulary may follow; the sampler gives all others
 no chance. Log-probabilities stay those of the model itself.
 
+A constraint is compiled once; each text that it binds gets a copy. What is too large is refused
+before it is compiled (`bounds`), and a step over it may take so much work and no more: a matcher
+that comes to its limits says so, and ends its text.
+
 llguidance is an optional dependency (requirements-serve.txt).
 """
 
@@ -10,13 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.grammar import bounds
+from zaya_jax.grammar.builder import Builder, Vocabulary, said
+
+KEPT = 32
+"""Constraints that stay compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,55 +41,93 @@ class Constraint:
     kind: Literal["json_schema", "regex", "lark"]
     source: str | Mapping[str, Any]
 
+    def text(self) -> str:
+        """The source, as the library reads it.
+
+        Raises:
+          UserError: no source of its kind, or one that is too large.
+        """
+        where, source = f"constraint: {self.kind}", self.source
+        try:
+            if self.kind == "json_schema":
+                if isinstance(source, str):
+                    bounds.check_length(source)
+                    source = json.loads(source)
+                bounds.check_schema(source)
+                text = json.dumps(source)
+                bounds.check_length(text)
+                return text
+            if not isinstance(source, str):
+                raise UserError(f"expected text, got {type(source).__name__}")
+            if self.kind == "regex":
+                bounds.check_text(source)
+            elif self.kind == "lark":
+                bounds.check_lark(source)
+            else:
+                raise UserError("expected json_schema, regex or lark")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{where}: {error}") from error
+        return source
+
+
+class Compiled:
+    """A constraint that is ready: `matcher` costs next to nothing. Made by `Grammars.compile`."""
+
+    def __init__(self, matcher: Any, fill: Any):
+        self._matcher, self._fill = matcher, fill
+
+    def matcher(self) -> Matcher:
+        """One at the beginning of a text; it shares nothing with others."""
+        return Matcher(self._matcher.deep_copy(), self._fill)
+
 
 class Grammars:
-    """Constraints compiled for one vocabulary.
+    """Constraints compiled for one vocabulary; may be used by several threads.
 
     Raises:
       UserError: llguidance is not installed.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]):
-        try:
-            import llguidance
-            import llguidance.numpy
-        except ImportError as error:
-            raise UserError(
-                f"a constraint on the text needs llguidance: {error}; install it with "
-                "pip install -r requirements-serve.txt"
-            ) from error
-        self._library, self._fill = llguidance, llguidance.numpy.fill_next_token_bitmask
         ends = sorted(i for i in stop_ids if i < tokenizer.vocab_size)
-        wrapped = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, ends[0]))
-        self._tokenizer = llguidance.LLTokenizer(wrapped, eos_token=ends)
+        self.vocabulary = vocabulary_of(tokenizer, vocab_size, ends)
+        self._build = Builder(self.vocabulary, tokenizer.encode)
+        self._known: OrderedDict[tuple[str, str], Compiled] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def matcher(self, constraint: Constraint) -> Matcher:
+    def known(self, constraint: Constraint) -> Compiled | None:
+        """The constraint, if it was compiled a short while ago.
+
+        Raises:
+          UserError: see `Constraint.text`.
+        """
+        key = (constraint.kind, constraint.text())
+        with self._lock:
+            if (found := self._known.get(key)) is not None:
+                self._known.move_to_end(key)
+            return found
+
+    def compile(self, constraint: Constraint) -> Compiled:
+        """Raises: UserError: what is wrong with the constraint, in the library's words."""
+        if (found := self.known(constraint)) is not None:
+            return found
+        kind, text = constraint.kind, constraint.text()
+        compiled = Compiled(self._build(kind, text), self._build.fill)
+        with self._lock:
+            self._known[kind, text] = compiled
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        return compiled
+
+    def matcher(self, constraint: Constraint | Compiled) -> Matcher:
         """A matcher at the beginning of a text.
 
         Raises:
-          UserError: what is wrong with the constraint, in the library's words.
+          UserError: see `compile`.
         """
-        build = self._library.LLMatcher
-        where = f"constraint: {constraint.kind}"
-        source = constraint.source
-        try:
-            if constraint.kind == "json_schema":
-                schema = source if isinstance(source, str) else json.dumps(source)
-                grammar = build.grammar_from_json_schema(schema)
-            elif not isinstance(source, str):
-                raise UserError(f"{where}: expected text, got {type(source).__name__}")
-            elif constraint.kind == "regex":
-                grammar = build.grammar_from_regex(source)
-            elif constraint.kind == "lark":
-                grammar = build.grammar_from_lark(source)
-            else:
-                raise UserError(f"{where}: expected json_schema, regex or lark")
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{where}: {error}") from error
-        wrong, messages = build.validate_grammar_with_warnings(grammar, self._tokenizer)
-        if wrong:
-            raise UserError(f"{where}: {' '.join(' '.join(messages).split())}")
-        return Matcher(build(self._tokenizer, grammar, log_level=0), self._fill)
+        if isinstance(constraint, Constraint):
+            constraint = self.compile(constraint)
+        return constraint.matcher()
 
 
 class Matcher:
@@ -89,28 +138,32 @@ class Matcher:
 
     def allow(self, words: np.ndarray) -> None:
         """Writes the bits of the tokens that may follow to `words`, uint32 [ceil(V / 32)]; those of
-        the stop tokens once the text may end."""
+        the stop tokens once the text may end.
+
+        Raises:
+          UserError: the constraint is too ambiguous, or otherwise too much for the library.
+        """
         self._fill(self._matcher, words.view(np.int32)[None], 0)
+        if self._matcher.is_error():  # the bits would end the text, as if it were whole
+            raise UserError(f"constraint: {said(self._matcher.get_error())}")
 
     def push(self, token: int) -> bool:
-        """Goes on by a token; False if it may not stand there."""
+        """Goes on by a token; False if it may not stand there, or is too much for the library."""
         return bool(self._matcher.consume_token(token))
 
+    @property
+    def error(self) -> str:
+        """Why a `push` was refused."""
+        return said(self._matcher.get_error())
 
-class _Vocabulary:
-    """What llguidance asks of a tokenizer: as many tokens as the embedding has rows."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_id: int):
-        self._tokenizer = tokenizer
-        self.eos_token_id, self.bos_token_id = eos_id, tokenizer.bos_id
-        special = {i: name for name, i in tokenizer.special_ids.items()}
-        # By convention a token that stands for no text is written with a byte that no text has.
-        nothing = [b""] * (vocab_size - tokenizer.vocab_size)
-        self.tokens = [
-            data or b"\xff" + special.get(i, f"<{i}>").encode()
-            for i, data in enumerate([*tokenizer.token_bytes, *nothing])
-        ]
-        self.special_token_ids = sorted(special)
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return self._tokenizer.encode(text.decode() if isinstance(text, bytes) else text)
+def vocabulary_of(tokenizer: Tokenizer, size: int, ends: Sequence[int]) -> Vocabulary:
+    """A tokenizer as the library takes it: as many tokens as the embedding has rows."""
+    special = {i: name for name, i in tokenizer.special_ids.items()}
+    # By convention a token that stands for no text is written with a byte that no text has.
+    nothing = [b""] * (size - tokenizer.vocab_size)
+    tokens = [
+        data or b"\xff" + special.get(i, f"<{i}>").encode()
+        for i, data in enumerate([*tokenizer.token_bytes, *nothing])
+    ]
+    return Vocabulary(tokens, sorted(special), tokenizer.bos_id, list(ends))

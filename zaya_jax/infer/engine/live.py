@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+
+import numpy as np
 
 from zaya_jax.errors import UserError
 from zaya_jax.infer.engine.grammar import Matcher
@@ -11,6 +14,8 @@ from zaya_jax.infer.engine.request import Best, Event, Finish, Request, Result, 
 from zaya_jax.infer.engine.scheduler import Sequence
 from zaya_jax.infer.request import Answer
 from zaya_jax.load import Loaded
+
+log = logging.getLogger(__name__)
 
 
 class Live:
@@ -64,7 +69,23 @@ class Live:
             most=len(prompt) + self.answer.remaining,
             stepwise=self.matcher is not None,
             reads=not request.score_prompt,
+            salt=request.cache_salt.encode(),
         )
+
+    @property
+    def bound(self) -> bool:
+        """Whether it may choose from a part of the vocabulary only."""
+        return self.matcher is not None and not self.ended
+
+    def allow(self, words: np.ndarray) -> None:
+        """Writes the bits of the tokens that it may choose; see `Matcher.allow`. If that fails the
+        request does, and may choose any: nobody reads what it gets."""
+        assert self.matcher is not None
+        try:
+            self.matcher.allow(words)
+        except Exception as error:  # not to end what else is in the batch
+            words[:] = 0xFFFFFFFF
+            self.fail(_told(error))
 
     @property
     def ended(self) -> bool:
@@ -77,20 +98,25 @@ class Live:
         return bool(self._news or self._text)
 
     def push(self, token: Token) -> None:
-        """Takes the next token."""
+        """Takes the next token. Whatever goes wrong with it ends this request, not the others."""
         try:
-            self._text += self.answer.push(token.id, token.logprob)
-        except UserError as error:  # no finite logit: not to end what else is in the batch
+            self._push(token)
+        except UserError as error:  # no finite logit
             self.damaged = True
             self.fail(str(error))
-            return
+        except Exception as error:
+            log.exception("request %d", self.sequence.id)
+            self.fail(_told(error))
+
+    def _push(self, token: Token) -> None:
+        self._text += self.answer.push(token.id, token.logprob)
         self._news.append(token)
         self._versions.append(token.version)
         self._best.append(token.best)
         if not self.answer.remaining:
             self._finish = self.answer.finish
         elif self.matcher is not None and not self.matcher.push(token.id):
-            self.fail(f"token {token.id} breaks the constraint")
+            self.fail(f"token {token.id} breaks the constraint: {self.matcher.error}")
         elif self._watch is not None and self._watch.push(token.id, token.logprob):
             self._end("repetition")
 
@@ -111,7 +137,10 @@ class Live:
     def _end(self, finish: Finish) -> None:
         if not self.ended:
             self._finish = finish
-            self._text += self.answer.close()
+            try:
+                self._text += self.answer.close()
+            except Exception:  # what was held back is lost; that it ended is not
+                log.exception("request %d", self.sequence.id)
 
     def event(self, routes=None) -> Event:
         """The news since the last time, with the result if it has ended."""
@@ -137,3 +166,7 @@ class Live:
             notes=self.answer.notes,
             error=self._error,
         )
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

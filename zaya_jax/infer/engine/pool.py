@@ -79,8 +79,8 @@ def pages_of(model: Model, options: Options, context: int) -> int:
     fit = options.pool_bytes // each
     if fit < 2:
         raise UserError(
-            f"engine: pool_bytes = {options.pool_bytes}: a page of {options.page} tokens takes "
-            f"{each} bytes; expected at least two"
+            f"engine: pool_bytes = {options.pool_bytes} (serve: --pool_gb): a page of "
+            f"{options.page} tokens takes {each} bytes; expected at least two"
         )
     return min(wanted, fit)
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from zaya_jax.errors import UserError
 
+_MOST = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Repetition:
@@ -20,7 +22,7 @@ class Repetition:
       of a text that is copied. MiniMax-M1 (arXiv 2506.13585) ended completions after 3,000.
 
     Raises:
-      UserError: a value below its least.
+      UserError: a value out of its range.
     """
 
     longest: int = 128
@@ -33,6 +35,10 @@ class Repetition:
             if getattr(self, name) < lowest:
                 value = getattr(self, name)
                 raise UserError(f"repetition: {name} = {value!r}: expected at least {lowest}")
+        for name, highest in (("longest", 2**16), ("rounds", _MOST), ("least", _MOST)):
+            if getattr(self, name) > highest:
+                value = getattr(self, name)
+                raise UserError(f"repetition: {name} = {value!r}: expected at most {highest}")
 
 
 class Watch:

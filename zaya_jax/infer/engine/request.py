@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from zaya_jax.infer import request as plain
-from zaya_jax.infer.engine.grammar import Constraint
+from zaya_jax.infer.engine.grammar import Compiled, Constraint
 from zaya_jax.infer.engine.repetition import Repetition
 
 
@@ -19,18 +19,21 @@ class Request(plain.Request):
     top_logprobs: the likeliest tokens to report beside each chosen one, and, with `score_prompt`,
       beside each of the prompt.
     score_prompt: whether to report the log-probability of each token of the prompt.
-    constraint: what the text must be.
+    constraint: what the text must be; compiled by `Engine.grammars` already, or then.
     repetition: when to end a completion that repeats itself; None never.
     routes: whether to report the routers' choices for each token.
     ignore_eos: whether to go on behind a stop token; not with a constraint, whose end that is.
+    cache_salt: prompts share pages only with those of the same salt: how fast a prompt was read
+      tells nobody else what others asked.
     """
 
     top_logprobs: int = 0
     score_prompt: bool = False
-    constraint: Constraint | None = None
+    constraint: Constraint | Compiled | None = None
     repetition: Repetition | None = None
     routes: bool = False
     ignore_eos: bool = False
+    cache_salt: str = ""
 
     @classmethod
     def of(cls, request: plain.Request) -> Request:

@@ -185,12 +185,12 @@ class Runner:
         """What these requests ask of the sampler, in a batch of `size` rows."""
         settings = [one.request.sampling for one in live] + [Sampling()] * (size - len(live))
         _, rows = sampler.batch(settings, self.loaded.model.vocab_size)
-        bound = any(one.matcher is not None for one in live)
+        bound = any(one.bound for one in live)
         allowed: Any = self._free[size]
         if bound:
             allowed = np.full(allowed.shape, 0xFFFFFFFF, np.uint32)
             for words, one in zip(allowed, live, strict=False):
-                if one.matcher is not None:
-                    one.matcher.allow(words)
+                if one.bound:
+                    one.allow(words)
         best = any(one.request.top_logprobs for one in live)
         return programs.Asked(rows, np.bool_(bound), allowed, np.bool_(best))

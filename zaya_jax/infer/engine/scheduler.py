@@ -42,6 +42,7 @@ class Sequence:
     shared: tokens of the prompt that were found in pages of others.
     keys: of its first full pages, as far as they were computed.
     kept: of its first pages, how many others know of.
+    salt: pages are shared only with sequences of the same.
     saved: what its pages held, while it has none; the driver's.
     """
 
@@ -57,6 +58,7 @@ class Sequence:
     shared: int = 0
     keys: list[Key] = dataclasses.field(default_factory=list)
     kept: int = 0
+    salt: bytes = b""
     saved: Any = None
 
     @property
@@ -179,16 +181,14 @@ class Scheduler:
             self._keep(sequence)
 
     def _steps(self, decoding: list[Sequence]) -> int:
-        """One token at a time where somebody could begin meanwhile, or where the host must look."""
+        """One token at a time where somebody is read or could begin meanwhile."""
         reading = len(decoding) < len(self.running)
-        begins = bool(self.waiting) and len(self.running) < self.options.rows
-        if reading or begins or any(sequence.stepwise for sequence in decoding):
-            return 1
-        return self.options.steps
+        return 1 if reading or self._next() is not None else self.options.steps
 
     def _room(self, sequence: Sequence, plan: Plan) -> int:
         """Tokens that it has pages for in this step; 0 if it was parked."""
-        wanted = min(plan.steps, sequence.remaining)
+        # The host must see each token of one that is bound; the others need not wait for that.
+        wanted = min(1 if sequence.stepwise else plan.steps, sequence.remaining)
         more = self.pages_for(sequence.written + wanted) - len(sequence.pages)
         if more > self.allocator.available:  # no more than the next token may cost others theirs
             more = self.pages_for(sequence.written + 1) - len(sequence.pages)
@@ -238,10 +238,24 @@ class Scheduler:
 
     def _begin(self) -> Sequence | None:
         """The next that waits, with pages for its prompt and a token; None if that cannot be."""
+        known = self._next()
+        if known is None:
+            return None
+        sequence = self.waiting.popleft()
+        self.allocator.hold(known)
+        need = self.pages_for(sequence.prompt + 1) - len(known)
+        sequence.pages = known + self.allocator.take(need)
+        sequence.kept = len(known)
+        sequence.written = sequence.shared = len(known) * self.options.page
+        bisect.insort(self.running, sequence, key=lambda other: other.id)
+        return sequence
+
+    def _next(self) -> list[int] | None:
+        """Known pages with which the next that waits could begin now; None if it cannot."""
         if self.parked or not self.waiting or len(self.running) >= self.options.rows:
             return None
         sequence, allocator, page = self.waiting[0], self.allocator, self.options.page
-        sequence.keys += [*keys_of(sequence.tokens, page, sequence.keys)]
+        sequence.keys += [*keys_of(sequence.tokens, page, sequence.keys, sequence.salt)]
         known: list[int] = []
         if sequence.reads:
             # The last token of a prompt is always computed: its logits are wanted.
@@ -249,17 +263,9 @@ class Scheduler:
             if self.options.batch_invariant:
                 whole = self.options.chunks[-1] // page
                 known = known[: len(known) // whole * whole]
-        allocator.hold(known)
         need = self.pages_for(sequence.prompt + 1) - len(known)
-        if need + self._reserve() > allocator.available:
-            allocator.release(known)
-            return None
-        self.waiting.popleft()
-        sequence.pages = known + allocator.take(need)
-        sequence.kept = len(known)
-        sequence.written = sequence.shared = len(known) * page
-        bisect.insort(self.running, sequence, key=lambda other: other.id)
-        return sequence
+        idle = allocator.count_idle(known)  # to be held: then not to be had any more
+        return known if need + self._reserve() <= allocator.available - idle else None
 
     def _chunk(self, sequence: Sequence) -> Chunk:
         start, left = sequence.written, sequence.prompt - sequence.written
@@ -276,7 +282,8 @@ class Scheduler:
         page, full = self.options.page, sequence.written // self.options.page
         if not sequence.gives or full <= sequence.kept:
             return
-        sequence.keys += [*keys_of(sequence.tokens[: full * page], page, sequence.keys)]
+        tokens = sequence.tokens[: full * page]
+        sequence.keys += [*keys_of(tokens, page, sequence.keys, sequence.salt)]
         for index in range(sequence.kept, full):
             self.allocator.keep(sequence.pages[index], sequence.keys[index])
         sequence.kept = full

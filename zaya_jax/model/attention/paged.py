@@ -47,8 +47,13 @@ def wanted_pages(live: jax.Array, room: int) -> jax.Array:
 def append(
     cache: LayerCache, k: jax.Array, v: jax.Array, lengths: jax.Array, live: jax.Array
 ) -> LayerCache:
-    """Writes keys and values [B, S, K, C] of new tokens behind the first `lengths` of each row."""
+    """Writes keys and values [B, S, K, C] of new tokens behind the first `lengths` of each row.
+
+    Of rows that rest, and of padding, zeros: every row of a call may read page 0 with weights of
+    zero, and a number that is not finite would come through.
+    """
     room, (B, S) = cache.k.shape[2], k.shape[:2]
+    k, v = (jnp.where(live[..., None, None], new, 0) for new in (k, v))
     assert cache.table is not None
     pages = pages_of(cache.table, lengths, wanted_pages(live, room), room)
 

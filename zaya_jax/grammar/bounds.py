@@ -1,0 +1,135 @@
+"""How large a constraint may be, checked before it is compiled.
+
+llguidance descends into a schema, a grammar or an expression by recursion, without a limit: a chain
+of a few thousand references ends the process. What passes here is a small part of that deep. The
+limits leave room for any schema that a person would write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from zaya_jax.errors import UserError
+
+LARGEST = 2**17
+"""Characters of a schema, a grammar or an expression."""
+DEEPEST = 64
+"""Levels of JSON, brackets of a grammar or an expression within each other."""
+MOST_VALUES = 20_000
+"""Objects, lists and scalars of a schema."""
+MOST_REFERRED = 256
+"""Places of a schema that a $ref names."""
+LONGEST_CHAIN = 1536
+"""Levels of all places that a $ref names, two more for each: what a chain of them may descend."""
+MOST_RULES = 1024
+"""Rules and terminals of a grammar. A tool has one, and up to two for each of its parameters."""
+DEEPEST_RULES = 256
+"""Terminals that are made of each other, as the longest chain of them descends."""
+
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_RULE = re.compile(r"^[ \t]*[?!]?([A-Za-z_][A-Za-z_0-9]*)[^\n:\"/]*:", re.MULTILINE)
+_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"')
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_BRACKETS = re.compile(r"[()\[\]{}]")
+_JSON = re.compile(r"%(?:json|llguidance|regex)\b\s*")
+
+
+def check_schema(schema: Any) -> None:
+    """Raises UserError for a JSON schema, given as plain data, that is too large."""
+    values, depths = 0, 0
+    referred: dict[str, Any] = {}
+    for value, depth in _walk(schema):
+        values, depths = values + 1, max(depths, depth)
+        if values > MOST_VALUES:
+            raise UserError(f"more than {MOST_VALUES:,} values in a schema")
+        if depth > DEEPEST:
+            raise UserError(f"nested more than {DEEPEST} deep")
+        if isinstance(value, Mapping):
+            for name in _REFERENCES:
+                if isinstance(place := value.get(name), str):
+                    referred.setdefault(place, _found(schema, place))
+        if len(referred) > MOST_REFERRED:
+            raise UserError(f"$ref names more than {MOST_REFERRED} places")
+    chain = sum(2 + _depth(place) for place in referred.values())
+    if chain > LONGEST_CHAIN:
+        raise UserError(
+            f"what $ref names is {chain} levels in all; expected at most {LONGEST_CHAIN}: write "
+            "fewer or flatter definitions"
+        )
+
+
+def check_length(text: str) -> None:
+    """Raises UserError for a source of too many characters."""
+    if len(text) > LARGEST:
+        raise UserError(f"{len(text):,} characters; expected at most {LARGEST:,}")
+
+
+def check_text(text: str) -> None:
+    """Raises UserError for an expression that is too large."""
+    check_length(text)
+    depth = deepest = 0
+    for bracket in _BRACKETS.finditer(_ESCAPED.sub("", text)):
+        depth = depth + 1 if bracket[0] in "([{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise UserError(f"brackets are nested {deepest} deep; expected at most {DEEPEST}")
+
+
+def check_lark(text: str) -> None:
+    """Raises UserError for a grammar that is too large, or holds a schema that is."""
+    check_length(text)
+    rest, at = [], 0
+    for found in _JSON.finditer(text):
+        if found.start() < at:
+            continue
+        try:
+            schema, end = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError):
+            continue  # read as a part of the grammar
+        check_schema(schema)
+        rest.append(text[at : found.start()])
+        at = end
+    plain = _LITERAL.sub('""', "".join([*rest, text[at:]]))
+    check_text(plain)
+    rules = _RULE.findall(plain)
+    if len(rules) > MOST_RULES:
+        raise UserError(f"{len(rules):,} rules and terminals; expected at most {MOST_RULES:,}")
+    terminals = sum(name.isupper() for name in rules)
+    if terminals > DEEPEST_RULES:
+        raise UserError(f"{terminals} terminals; expected at most {DEEPEST_RULES}: rules are free")
+
+
+def _walk(value: Any) -> Iterator[tuple[Any, int]]:
+    """All values of plain data with their depths, without recursion."""
+    waiting = [(value, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        yield one, depth
+        if isinstance(one, Mapping):
+            waiting += [(inner, depth + 1) for inner in one.values()]
+        elif isinstance(one, Sequence) and not isinstance(one, str | bytes):
+            waiting += [(inner, depth + 1) for inner in one]
+
+
+def _depth(value: Any) -> int:
+    return max(depth for _, depth in _walk(value))
+
+
+def _found(schema: Any, place: str) -> Any:
+    """What a `$ref` to this schema names; the schema itself if that is not plain to see, which
+    makes its whole depth count."""
+    if not place.startswith("#"):
+        return schema
+    value = schema
+    for step in place[1:].split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, Mapping) and name in value:
+            value = value[name]
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return schema
+    return value
