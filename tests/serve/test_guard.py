@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 
@@ -78,6 +79,24 @@ def test_a_full_gate_says_when_to_come_back():
     assert told == ["queue_full", "too_large", "draining"]
 
 
+def test_one_key_does_not_get_all_of_the_room():
+    told = []
+    gate = Gate(10, 1, told.append, each=4)
+    with gate.room(3, owner="a"):
+        with pytest.raises(ApiError, match="3 of 4 sequences of this key") as full:
+            with gate.room(2, owner="a"):
+                pass
+        assert full.value.status == 429
+        with gate.room(4, owner="b"), gate.room(3):
+            with pytest.raises(ApiError, match="10 of 10 sequences are"), gate.room(1, owner="a"):
+                pass
+    with pytest.raises(ApiError, match="the server has 4"), gate.room(5, owner="a"):
+        pass
+    with gate.room(4, owner="a"):
+        pass
+    assert told == ["key_full", "queue_full", "too_large"] and gate.inside == 0
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -102,8 +121,8 @@ def test_the_packages_that_it_needs_are_named(capsys, monkeypatch):
     assert "fastapi: pip install -r requirements-serve.txt" in capsys.readouterr().err
 
 
-def call(app, method, path, headers=(), body=b""):
-    """One request to an ASGI application, without a network."""
+def call(app, method, path, headers=(), body: bytes | None = b""):
+    """One request to an ASGI application, without a network; a body that is None never comes."""
     sent = []
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
@@ -112,7 +131,8 @@ def call(app, method, path, headers=(), body=b""):
         "headers": [(k.lower().encode(), v.encode()) for k, v in headers],
     }  # fmt: skip
 
-    bodies = iter([{"type": "http.request", "body": body, "more_body": False}])
+    bodies = iter([{"type": "http.request", "body": body, "more_body": False}] if body is not None
+                  else [])  # fmt: skip
 
     async def receive():
         for message in bodies:
@@ -161,6 +181,14 @@ def test_a_server_that_starts_says_so(app):
     assert json.loads(body)["error"]["code"] == "starting"
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(app, monkeypatch):
+    settings = dataclasses.replace(app.state.service.settings, body_seconds=0.05)
+    monkeypatch.setattr(app.state.service, "settings", settings)
+    headers = [("Authorization", f"Bearer {KEY}"), ("Content-Type", "application/json")]
+    status, _, body = call(app, "POST", "/v1/completions", headers, None)
+    assert status == 408 and json.loads(body)["error"]["type"] == "timeout_error"
+
+
 def test_who_finds_no_room_is_told_when_there_is_some(app):
     headers = [("Authorization", f"Bearer {KEY}"), ("Content-Type", "application/json")]
     gate = app.state.service.gate
@@ -188,3 +216,104 @@ def test_the_page_may_load_nothing_and_run_only_itself(app):
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert b"http" not in body.replace(b"http://www.w3.org/2000/svg", b"")
     assert b"innerHTML" not in body and b"insertAdjacentHTML" not in body
+
+
+def ask(app, path, body):
+    headers = [("Authorization", f"Bearer {KEY}"), ("Content-Type", "application/json")]
+    status, _, answer = call(app, "POST", path, headers, json.dumps(body).encode())
+    return status, json.loads(answer)["error"]
+
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_too_many_sequences_are_refused_before_anything_is_encoded(app, monkeypatch):
+    async def encode(*_):
+        raise AssertionError("a prompt is encoded")
+
+    monkeypatch.setattr(app.state.service, "encode", encode)
+    for prompts, n in ((["a"] * 100_000, 128), ([[5]] * 129, 1), ("a", 128)):
+        with app.state.service.gate.room(app.state.service.gate.limit - 100):
+            status, error = ask(app, TEXT, {"prompt": prompts, "n": n})
+        assert (status in (400, 429)) and "sequences" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("rsa", "says"),
+    [
+        ({"population": 10**9}, "less than or equal to 1024"),
+        ({"population": 1000, "candidates": 900}, "less than or equal to 64"),
+        ({"population": 200}, "200 sequences"),
+        ({"tail": 10**30}, "less than or equal to"),
+        ({"budget": 2**31 - 1}, "do not fit the "),
+    ],
+)
+def test_a_run_is_bounded_before_its_prompts_are_made(app, rsa, says):
+    status, error = ask(app, CHAT, HI | {"rsa": rsa})
+    assert status == 400 and says in error["message"]
+    assert app.state.service.gate.inside == app.state.service.solving.inside == 0
+
+
+def test_limits_of_completions_and_requests_bind_runs_too(app):
+    from zaya_jax.infer.rsa import PRESETS
+    from zaya_jax.serve.rsa import limited
+
+    few = limited(PRESETS["16k-4k"], 100)
+    assert (few.budget, few.final_budget) == (100, 100)
+    assert limited(PRESETS["16k-4k"], None) is PRESETS["16k-4k"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"top_k": 10**30},
+        {"repetition_guard": {"rounds": 10**30}},
+        {"repetition_guard": {"least": 10**30}},
+        {"repetition_guard": {"certain": 10**30}},
+    ],
+)
+def test_numbers_beyond_any_sense_are_refused(app, field):
+    assert ask(app, TEXT, {"prompt": "x"} | field)[0] == 400
+
+
+def test_prompts_of_different_keys_are_kept_apart(app):
+    from zaya_jax.serve.service import Record
+
+    service = app.state.service
+    assert service.salt(Record(owner="alice")) != service.salt(Record(owner="bob")) != ""
+
+
+def test_grammars_that_end_a_compiler_do_not_end_the_server(app, monkeypatch):
+    """What the bounds know, and, where they know nothing, what the trial finds."""
+    from zaya_jax.grammar import bounds
+
+    links = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}]} for i in range(3000)}
+    deep = {"$ref": "#/$defs/a0", "$defs": links | {"a3000": {"type": "string"}}}
+    body = {"prompt": "x", "response_format": {"type": "json_schema",
+                                               "json_schema": {"schema": deep}}}  # fmt: skip
+    status, error = ask(app, TEXT, body)
+    assert status == 400 and "$ref names more than 256 places" in error["message"]
+    monkeypatch.setattr(bounds, "check_schema", lambda schema: None)
+    monkeypatch.setattr(bounds, "check_length", lambda text: None)
+    status, error = ask(app, TEXT, body)
+    assert status == 400 and "more than the compiler can take" in error["message"]
+    monkeypatch.undo()
+    monkeypatch.setattr(app.state.service.compiler._workers, "_seconds", 1e-6)
+    status, error = ask(app, TEXT, {"prompt": "x", "response_format": {
+        "type": "regex", "pattern": "(a|b){5}"}})  # fmt: skip
+    assert status == 400 and "to compile" in error["message"]
+    monkeypatch.undo()
+    good = {"prompt": "x", "response_format": {"type": "regex", "pattern": "(a|b){5}"}}
+    assert ask(app, TEXT, good)[0] == 503  # it compiles; this engine has not been started
+    assert app.state.service.gate.inside == 0
+    app.state.service.compiler.close()
+
+
+def test_a_step_that_does_not_end_is_told(app, monkeypatch):
+    import time
+
+    worker = app.state.service.worker
+    assert worker.step_age == 0 and call(app, "GET", "/health")[0] == 200
+    monkeypatch.setattr(worker, "_step_began", time.monotonic() - 10_000)
+    assert call(app, "GET", "/health")[0] == 500

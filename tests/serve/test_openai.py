@@ -204,16 +204,28 @@ def test_echo_scores_the_prompt_as_the_choices_were_scored(client):
     assert offsets == sorted(offsets) and offsets[0] == 0 and offsets[-1] < len(choice.text)
 
 
-def test_a_stream_of_completions_says_what_the_whole_says(client):
-    ask = dict(model="tiny", prompt=["a", "b"], n=2, max_tokens=6, seed=4, logprobs=1, echo=True)
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_stream_of_completions_says_what_the_whole_says(client, echo):
+    prompts = ["a", "def f(x):\n    return x\n" * 30]  # the second is read in several chunks
+    ask = dict(model="tiny", prompt=prompts, n=2, max_tokens=12, seed=4, logprobs=1, echo=echo)
     whole = client.completions.create(**ask)
-    texts, scores = {}, {}
+    texts, lists, pieces = {}, {}, 0
     for chunk in client.completions.create(**ask, stream=True):
         for choice in chunk.choices:
+            pieces += bool(choice.text)
             texts[choice.index] = texts.get(choice.index, "") + choice.text
-            scores.setdefault(choice.index, []).extend(choice.logprobs.token_logprobs)
+            told = lists.setdefault(choice.index, ([], [], [], []))
+            for known, new in zip(told, listed(choice), strict=True):
+                known.extend(new)
     assert texts == {choice.index: choice.text for choice in whole.choices}
-    assert scores == {choice.index: choice.logprobs.token_logprobs for choice in whole.choices}
+    assert lists == {choice.index: listed(choice) for choice in whole.choices}
+    assert all(text.startswith(prompts[i // 2]) for i, text in texts.items()) or not echo
+    assert pieces > 4 or echo  # scores of a prompt are told when all of them are there
+
+
+def listed(choice):
+    told = choice.logprobs
+    return told.tokens, told.token_logprobs, told.top_logprobs, told.text_offset
 
 
 def test_stop_strings_end_before_themselves(client):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from zaya_jax.data import chat
 from zaya_jax.data.chat import SPECIAL_TOKENS
+from zaya_jax.data.chat_template import ChatTemplate
 from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.infer.engine import Event, Result, Token
 from zaya_jax.infer.text import TextStream
@@ -16,6 +18,7 @@ from zaya_jax.serve.reply import Message, Reply
 
 TOKENIZER = train_bpe(["<function=f><parameter=k>v</parameter></function> some words\n" * 9], 330,
                       SPECIAL_TOKENS)  # fmt: skip
+TEMPLATE = ChatTemplate.find()
 TAGS = ("<think>", "</think>", "<zyphra_tool_call>", "</zyphra_tool_call>")
 CONTROLS = {TOKENIZER.id_of(name): name for name in TAGS}
 OPEN, CLOSE, CALL, END = (f"\0{name}\0" for name in TAGS)
@@ -152,3 +155,23 @@ def test_without_tools_a_call_is_text():
 def test_without_a_chat_template_all_is_content_as_it_is():
     message, _ = read("  words \n", controls={})
     assert message.content == "  words \n"
+
+
+PARTS = st.sampled_from(
+    [OPEN, CLOSE, CALL, END, "<function=f>", "<parameter=n>", "12", "</parameter>", "</function>",
+     "words", " ", "<think>", "</think>", '{"', "<zyphra_tool_call>"]
+)  # fmt: skip
+
+
+@given(parts=st.lists(PARTS, max_size=12), opened=st.booleans())
+@example(parts=["words"], opened=True)  # cut while it thinks
+@example(parts=[CALL, "<function=f>", "<parameter=n>", "12", "</parameter>"], opened=False)
+@example(parts=["</think>"], opened=False)  # spelled, not the token
+@example(parts=[], opened=False)
+def test_whatever_was_answered_may_be_sent_back(parts, opened):
+    answer = read("".join(parts), thinking=opened)[0].as_json()
+    user = {"role": "user", "content": "and?"}
+    ids = chat.prompt([user, answer, user], TOKENIZER, TEMPLATE, lenient=True)
+    # What was spelled is no control token, and no turn is opened by an answer.
+    turns = [id for id in ids if id == TOKENIZER.id_of("<|im_start|>")]
+    assert len(turns) == 4

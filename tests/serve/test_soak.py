@@ -57,23 +57,29 @@ class Soak:
     """Clients, and what they saw.
 
     counts: by outcome. wrong: what must not have happened. ids: of requests that were sent.
+    broken: of those whose connection broke while the server was about to end. Whoever was let in
+      must not be among them; the log says who was.
     """
 
     def __init__(self, url, session, expected, name):
         self.url, self.session, self.expected, self.name = url, session, expected, name
         self.counts = collections.Counter()
-        self.wrong, self.ids = [], {}
+        self.wrong, self.ids, self.broken = [], {}, []
+        self._latest = {}
         self.stopping = False
         self._numbers = itertools.count()
 
     async def client(self, seed, until):
         rng = random.Random(seed)
+        asyncio.current_task().set_name(str(seed))
         while time.monotonic() < until and not self.stopping:
             kind = rng.choice(KINDS)
             try:
                 await getattr(self, kind, self.known)(kind, rng)
             except (aiohttp.ClientError, ConnectionError) as error:
-                if not self.stopping:
+                if self.stopping:
+                    self.broken.append((self._latest[str(seed)], repr(error)))
+                else:
                     self.wrong.append(f"{kind}: {error!r}")
 
     def post(self, path, body, **options):
@@ -81,6 +87,7 @@ class Soak:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "X-Request-Id": id}
         self.ids[id] = path
+        self._latest[asyncio.current_task().get_name()] = id
         return self.session.post(self.url + path, data=data, headers=headers, **options)
 
     async def known(self, kind, rng):
@@ -199,11 +206,15 @@ def check(serve, folder, options, seconds, clients):
         line["id"] for line in server.log if str(line.get("id")).startswith("soak-")
     )
     assert set(logged.values()) == {1}  # nobody is answered twice
+    answered = {line["id"]: line["status"] for line in server.log if "id" in line}
+    lost = [(id, error) for id, error in run.broken if answered.get(id) == 200]
+    assert not lost, lost[:5]
     print(
         json.dumps(
             {
                 "requests": len(run.ids),
                 "right": right,
+                "refused at the door": len(run.broken),
                 "seconds": seconds,
                 "counts": run.counts,
                 "megabytes": [m >> 20 for _, m in memory][::20],

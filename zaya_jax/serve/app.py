@@ -19,7 +19,8 @@ from zaya_jax.serve.errors import ApiError, of_validation
 from zaya_jax.serve.guard import Guard
 from zaya_jax.serve.rsa import Solve
 from zaya_jax.serve.service import Record, Service
-from zaya_jax.serve.streams import ClientGone, EventStream, unless_gone
+from zaya_jax.serve.streams import ClientGone, EventStream, dumps, unless_gone
+from zaya_jax.serve.work import STUCK
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,8 @@ def _record(request: Request, service: Service, body: schema.Sampled) -> Record:
 
 
 def _json(content: Any) -> Response:
-    data = json.dumps(content, ensure_ascii=False).encode()
-    return Response(data, media_type="application/json", headers={"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store"}
+    return Response(dumps(content), media_type="application/json", headers=headers)
 
 
 def _add_status(app: FastAPI, service: Service) -> None:
@@ -124,6 +125,8 @@ def _add_status(app: FastAPI, service: Service) -> None:
     async def health() -> dict[str, str]:
         if service.worker.failure is not None:
             raise ApiError(500, "the engine has failed")
+        if (age := service.worker.step_age) > STUCK:
+            raise ApiError(500, f"the engine has been in one step for {age:.0f} s")
         return {"status": "ok"}
 
     @app.get("/ready", summary="Whether it takes requests", responses={503: _FAULTS[503]})

@@ -58,13 +58,23 @@ class Chat:
         Raises:
           ApiError: messages that make no prompt, tools that cannot be called; no room.
         """
+        thinking = thinking_of(self._body)
+        run = self._service.enter(self._body.n or 1, self._record)
+        try:
+            await run.begin(await self._requests(thinking))
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    async def _requests(self, thinking: bool | None) -> list[Request]:
         body, service, form = self._body, self._service, self._service.form
-        thinking = thinking_of(body)
         tools = [tool.model_dump(exclude_none=True) for tool in self._tools]
         self._prompt = await asyncio.to_thread(form.encode, body.messages, tools or None, thinking)
-        constraint = constrain.of_chat(
+        bound = constrain.of_chat(
             body, tools, form, opened=self._prompt.thinking, enable_thinking=thinking
         )
+        constraint = await service.compiler(bound)
         requests = [
             Request(
                 prompt=self._prompt.ids,
@@ -75,6 +85,7 @@ class Chat:
                 constraint=constraint,
                 repetition=repetition(body.repetition_guard),
                 ignore_eos=body.ignore_eos,
+                cache_salt=service.salt(self._record),
             )
             for sampling in service.samplings(body)
         ]
@@ -89,7 +100,7 @@ class Chat:
             )
             for _ in requests
         ]
-        return await service.begin(requests, self._record)
+        return requests
 
     async def whole(self, run: Run) -> dict[str, Any]:
         """The answer, once all of it is there."""

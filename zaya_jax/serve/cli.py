@@ -9,11 +9,15 @@ from __future__ import annotations
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from zaya_jax import options
 from zaya_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from zaya_jax.infer.engine import Engine
 
 FLAGS = flags.FLAGS
 
@@ -27,6 +31,8 @@ def define_flags() -> None:
     flags.DEFINE_boolean("open", False, "answer everybody who reaches the server, without a key")
     flags.DEFINE_integer("queue", 256, "sequences that may wait beside those that are computed")
     flags.DEFINE_integer("sequences", 128, "sequences of one request, prompts times n")
+    flags.DEFINE_integer("per_key", None, "sequences that one API key may have under way")
+    flags.DEFINE_boolean("share_prefixes", False, "share the cache of prompts between API keys")
     flags.DEFINE_integer("rsa_runs", 2, "runs of Markovian RSA at once; 0 for none")
     flags.DEFINE_float("body_mb", 4.0, "largest body of a request")
     flags.DEFINE_integer("max_tokens", None, "of a completion; by default what there is room for")
@@ -72,6 +78,8 @@ def main(argv: list[str]) -> int:
         local=local and not (keys or FLAGS.open),
         queue=FLAGS.queue,
         sequences=FLAGS.sequences,
+        per_key=FLAGS.per_key,
+        share_prefixes=FLAGS.share_prefixes,
         rsa=FLAGS.rsa_runs,
         body_bytes=int(FLAGS.body_mb * 2**20),
         max_tokens=FLAGS.max_tokens,
@@ -106,12 +114,23 @@ def main(argv: list[str]) -> int:
         if loaded.tokenizer is not None and not form.chats:
             print("note: no chat template fits the tokenizer; chats are plain text",
                   file=sys.stderr)  # fmt: skip
+        context = loaded.model.context_length
         service = Service(Engine(loaded, engine_options), form, settings)
         del loaded  # the engine has its own, in the dtypes in which it computes
+        print(_room(service.engine, FLAGS.capacity or context), file=sys.stderr)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"{settings.name} at http://{shown}:{port} (the API under /v1)", flush=True)
         return run.serve(service, listener, warm_up=FLAGS.warm_up)
+
+
+def _room(engine: Engine, wanted: int) -> str:
+    """What the pool holds, and whether that is less than what was wanted of a request."""
+    pages, page = engine.load.pages, engine.options.page
+    told = f"room for {engine.capacity:,} tokens a request; {pages:,} pages of {page} tokens in all"
+    if engine.capacity < wanted:
+        told += f"; of a context of {wanted:,} that is what --pool_gb={FLAGS.pool_gb:g} holds"
+    return told
 
 
 def _listen(host: str, port: int) -> socket.socket:

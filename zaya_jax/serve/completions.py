@@ -33,7 +33,7 @@ def prompts_of(value: Any) -> list[str | list[int]]:
       ApiError: none, or something else.
     """
     if isinstance(value, str):
-        return [_checked(value)]
+        return [value]
     if isinstance(value, list) and value:
         if all(type(item) is int for item in value):
             return [value]
@@ -42,19 +42,18 @@ def prompts_of(value: Any) -> list[str | list[int]]:
             isinstance(item, list) and item and all(type(i) is int for i in item) for item in value
         )
         if texts:
-            return [_checked(item) for item in value]
+            return list(value)
         if lists:
             return list(value)
     raise ApiError(400, f"prompt: {EXPECTED}", param="prompt")
 
 
-def _checked(text: str) -> str:
-    """A text that is Unicode: JSON can write halves of characters, too."""
+def _check(text: str) -> None:
+    """Raises ApiError for what is no Unicode text: JSON can write halves of characters, too."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ApiError(400, f"prompt: no Unicode text: {error.reason}", param="prompt") from None
-    return text
 
 
 class Completions:
@@ -80,12 +79,24 @@ class Completions:
         Raises:
           ApiError: a prompt that cannot be continued; no room.
         """
+        prompts = prompts_of(self._body.prompt)
+        run = self._service.enter(len(prompts) * self._choices, self._record, prompts)
+        try:
+            await run.begin(await self._requests(prompts))
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    async def _requests(self, prompts: Sequence[str | list[int]]) -> list[Request]:
         body, service = self._body, self._service
-        for prompt in prompts_of(body.prompt):
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                _check(prompt)
             ids = await service.encode(prompt)
             text = prompt if isinstance(prompt, str) else self._decode(ids)
             self._prompts.append(Asked(ids, text))
-        constraint = constrain.of_text(body.response_format)
+        constraint = await service.compiler(constrain.of_text(body.response_format))
         requests = [
             Request(
                 prompt=asked.ids,
@@ -97,13 +108,14 @@ class Completions:
                 constraint=constraint,
                 repetition=repetition(body.repetition_guard),
                 ignore_eos=body.ignore_eos,
+                cache_salt=service.salt(self._record),
             )
             for asked in self._prompts
             for sampling in service.samplings(body)
         ]
         top = body.logprobs is not None
         self._listings = [Listing(service.names, service.tokenizer, top=top) for _ in requests]
-        return await service.begin(requests, self._record)
+        return requests
 
     async def whole(self, run: Run) -> dict[str, Any]:
         """The answer, once all of it is there."""

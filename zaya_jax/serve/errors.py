@@ -67,7 +67,7 @@ def of_user_error(error: Exception, param: str | None = None) -> ApiError:
     message = str(error)
     found = _PARAMETER.match(message)
     code = None
-    if "must hold it and" in message or "do not fit the model's context" in message:
+    if "must hold it and" in message or "do not fit the " in message:
         code = "context_length_exceeded"
     return ApiError(400, message, param=param or (found[1] if found else None), code=code)
 

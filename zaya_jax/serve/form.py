@@ -75,7 +75,7 @@ class Form:
             raise unsupported("tools", "this model has no chat template, which would show them")
         try:
             if self.rsa.template is None:
-                ids = self.rsa.encode(parse(plain(messages)))
+                ids = self.rsa.encode(parse(plain(messages), lenient=True))
             else:
                 ids = chat.prompt(
                     plain(messages),
@@ -83,6 +83,7 @@ class Form:
                     self.rsa.template,
                     tools,
                     enable_thinking=enable_thinking,
+                    lenient=True,  # an answer of the model's may come back as it was
                 )
         except ValueError as error:  # a UserError, too
             raise of_user_error(error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,12 @@ class Gate:
     """
 
     def __init__(
-        self, limit: int, rows: int, rejected: Callable[[str], None], unit: str = "sequences"
+        self,
+        limit: int,
+        rows: int,
+        rejected: Callable[[str], None],
+        unit: str = "sequences",
+        each: int | None = None,
     ):
         """Args:
         limit: sequences under way, computed or waiting.
@@ -27,14 +33,18 @@ class Gate:
           to the next room is guessed.
         rejected: told why, each time that somebody is sent away.
         unit: what is counted, in messages.
+        each: of the limit, what one owner may have; None for all of it.
         """
         self.limit, self.inside, self.closed = limit, 0, False
+        self._each, self._of = min(limit, each or limit), Counter[str | None]()
         self._rows, self._rejected, self._unit = rows, rejected, unit
         self._seconds = 1.0  # that a sequence takes: a moving average
 
     @contextmanager
-    def room(self, count: int, what: str = "the request") -> Iterator[None]:
-        """Takes room for so many sequences.
+    def room(
+        self, count: int, what: str = "the request", owner: str | None = None
+    ) -> Iterator[None]:
+        """Takes room for so many sequences, of whoever asks.
 
         Raises:
           ApiError: 503 if the gate is closed, 429 if there is no room now, 400 if there never is.
@@ -42,25 +52,33 @@ class Gate:
         if self.closed:
             self._rejected("draining")
             raise ApiError(503, "the server is stopping", code="stopping", retry_after=30)
-        if count > self.limit:
+        most = self.limit if owner is None else self._each
+        if count > most:
             self._rejected("too_large")
-            raise ApiError(400, f"{what} needs {count} {self._unit}; the server has {self.limit}")
-        if self.inside + count > self.limit:
-            self._rejected("queue_full")
+            raise ApiError(400, f"{what} needs {count} {self._unit}; the server has {most}")
+        inside, limit, whose = self.inside, self.limit, ""
+        if inside + count <= limit and owner is not None:
+            inside, limit, whose = self._of[owner], self._each, " of this key"
+        if inside + count > limit:
+            self._rejected("key_full" if whose else "queue_full")
             wait = self.retry_after
             raise ApiError(
                 429,
-                f"{self.inside} of {self.limit} {self._unit} are under way and {what} needs "
+                f"{inside} of {limit} {self._unit}{whose} are under way and {what} needs "
                 f"{count}: try again in {wait} s",
                 code="queue_full",
                 retry_after=wait,
             )
         self.inside += count
+        self._of[owner] += count
         begun = time.monotonic()
         try:
             yield
         finally:
             self.inside -= count
+            self._of[owner] -= count
+            if not self._of[owner]:
+                del self._of[owner]
             self._seconds += 0.1 * (time.monotonic() - begun - self._seconds)
 
     @property

@@ -58,7 +58,7 @@ class Guard:
             await send(message)
 
         try:
-            owner = self._admit(scope, headers)
+            owner = record.owner = self._admit(scope, headers)
             await self._app(scope, self._limited(headers, receive), answer)
         except ApiError as error:
             await _refuse(error, answer)

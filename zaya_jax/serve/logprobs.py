@@ -8,6 +8,9 @@ from typing import Any
 from zaya_jax.data.tokenizer import Stream, Tokenizer
 from zaya_jax.infer.engine import Token
 
+LEAST = -9999.0
+"""Stands for a log-probability of minus infinity, which JSON does not have; as OpenAI has it."""
+
 
 class Names:
     """What tokens are called: their text; their bytes where these are no whole characters."""
@@ -38,7 +41,8 @@ class Names:
         """`logprobs` of a chat's choice."""
 
         def entry(id: int, logprob: float) -> dict[str, Any]:
-            return {"token": self.name(id), "logprob": logprob, "bytes": [*self.bytes(id)]}
+            told = max(logprob, LEAST)
+            return {"token": self.name(id), "logprob": told, "bytes": [*self.bytes(id)]}
 
         content = [
             entry(token.id, token.logprob) | {"top_logprobs": [entry(*best) for best in token.best]}
@@ -50,8 +54,8 @@ class Names:
         """`top_logprobs` of a token: the likeliest and itself, by name."""
         found: dict[str, float] = {}
         for id, logprob in token.best:
-            found.setdefault(self.name(id), logprob)  # of two with a name, the likelier
-        found.setdefault(self.name(token.id), token.logprob)
+            found.setdefault(self.name(id), max(logprob, LEAST))  # of two with a name, the likelier
+        found.setdefault(self.name(token.id), max(token.logprob, LEAST))
         return found
 
 
@@ -74,7 +78,7 @@ class Listing:
             offsets.append(self._offset)
             if self._stream is not None and id < self._size:
                 self._offset += len(self._stream.push(id))
-            scores.append(token.logprob if isinstance(token, Token) else None)
+            scores.append(max(token.logprob, LEAST) if isinstance(token, Token) else None)
             tops.append(self._names.likeliest(token) if isinstance(token, Token) else None)
         return {
             "tokens": names,

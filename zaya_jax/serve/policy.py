@@ -22,8 +22,9 @@ class Cancelled(Exception):
 class EnginePolicy:
     """Answers asks; called in a thread that is not the event loop's."""
 
-    def __init__(self, worker: Worker, chat: Chat):
-        self._worker, self._chat = worker, chat
+    def __init__(self, worker: Worker, chat: Chat, cache_salt: str = ""):
+        """Args: cache_salt: of all requests; see `zaya_jax.infer.engine.Request`."""
+        self._worker, self._chat, self._salt = worker, chat, cache_salt
         self._inbox: queue.SimpleQueue[tuple[int, Event | ApiError] | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()
 
@@ -45,7 +46,7 @@ class EnginePolicy:
                 if self._cancelled.is_set():
                     raise Cancelled
                 put = lambda news, number=number: self._inbox.put((number, news))  # noqa: E731
-                ids[number] = self._worker.submit_from_thread(_request(ask, prompt), put)
+                ids[number] = self._worker.submit_from_thread(self._request(ask, prompt), put)
             while ids:
                 item = self._inbox.get()
                 if item is None or self._cancelled.is_set():
@@ -79,8 +80,7 @@ class EnginePolicy:
             thinking=self._chat.opens_thinking(prompt),
         )
 
-
-def _request(ask: Ask, prompt: Sequence[int]) -> Request:
-    given = ask.sampling
-    sampling = Sampling(given.temperature, given.top_k, given.top_p, given.min_p, seed=ask.seed)
-    return Request(prompt, ask.max_tokens, sampling)
+    def _request(self, ask: Ask, prompt: Sequence[int]) -> Request:
+        given = ask.sampling
+        sampling = Sampling(given.temperature, given.top_k, given.top_p, given.min_p, seed=ask.seed)
+        return Request(prompt, ask.max_tokens, sampling, cache_salt=self._salt)

@@ -51,9 +51,10 @@ class Solve:
         if thinking_of(body) is not None:
             raise unsupported("reasoning_effort", "cannot be combined with rsa")
         self._service, self._body, self._record = service, body, record
-        self.settings = settings_of(body)
         if not service.settings.rsa:
             raise unsupported("rsa", "this server was started without (--rsa_runs=0)")
+        self.settings = limited(settings_of(body), service.settings.max_tokens)
+        service.check_count(self.settings.population)
         self._conversation: list[dict[str, str]] = []
         self._envelope = Envelope(service)
         self._room = ExitStack()
@@ -70,7 +71,9 @@ class Solve:
         try:
             conversation = conversation_of(self._body.messages)
             prompts.check(conversation)
-            capacity(conversation, self.settings, form, service.engine.capacity)
+            room, context = service.engine.capacity, service.engine.loaded.model.context_length
+            limit = "the model's context" if room == context else "the server's room"
+            capacity(conversation, self.settings, form, room, limit)
         except ValueError as error:
             raise of_user_error(error, "rsa" if "fit" in str(error) else None) from error
         return conversation
@@ -81,14 +84,16 @@ class Solve:
         Raises:
           ApiError: it does not fit the model; no room for its rollouts, or too many runs.
         """
-        service = self._service
-        self._conversation = await asyncio.to_thread(self._check)
+        service, owner = self._service, self._record.owner
         self._room.enter_context(service.solving.room(1, "an rsa run"))
         try:
-            self._room.enter_context(service.gate.room(self.settings.population, "the rsa run"))
+            count = self.settings.population
+            self._room.enter_context(service.gate.room(count, "the rsa run", owner))
+            self._conversation = await asyncio.to_thread(self._check)
             service.worker.check()
             assert service.form.rsa is not None
-            self._policy = EnginePolicy(service.worker, service.form.rsa)
+            salt = service.salt(self._record)
+            self._policy = EnginePolicy(service.worker, service.form.rsa, salt)
             self._run = self._loop.run_in_executor(service.solvers, self._solve)
         except BaseException:
             self._room.close()
@@ -317,13 +322,25 @@ def settings_of(body: schema.ChatRequest) -> Settings:
         raise of_user_error(error, "rsa") from error
 
 
+def limited(settings: Settings, most: int | None) -> Settings:
+    """The same with rollouts of so many tokens at most: the server's limit on completions."""
+    if most is None:
+        return settings
+    final = settings.final_budget
+    return dataclasses.replace(
+        settings,
+        budget=min(settings.budget, most),
+        final_budget=None if final is None else min(final, most),
+    )
+
+
 def conversation_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """A conversation of texts.
 
     Raises:
       ValueError: malformed messages.
     """
-    return parse(plain(messages))
+    return parse(plain(messages), lenient=True)
 
 
 def message_of(sample: Sample) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from zaya_jax.infer.rsa import PRESETS
 from zaya_jax.serve.errors import ApiError, unsupported
 
 MOST_CHOICES = 128
+LARGEST = 2**31 - 1
+"""Numbers of tokens and the like: what an int32 holds."""
+MOST_ROLLOUTS, MOST_CANDIDATES, MOST_ROUNDS = 1024, 64, 64
+"""Of a stage of Markovian RSA, in a prompt of it, and stages; the server's own limits bind too."""
 _TEXT = {"type": "string"}
 _PARTS = {
     "type": "array",
@@ -88,9 +92,9 @@ class Repetition(Strict):
     """When a completion counts as one that repeats itself; see `zaya_jax.infer.engine`."""
 
     longest: int = Field(128, ge=1, le=4096)
-    rounds: int = Field(4, ge=2)
-    least: int = Field(256, ge=1)
-    certain: int = Field(0, ge=0)
+    rounds: int = Field(4, ge=2, le=LARGEST)
+    least: int = Field(256, ge=1, le=LARGEST)
+    certain: int = Field(0, ge=0, le=LARGEST)
 
 
 class JsonSchema(Strict):
@@ -151,7 +155,7 @@ class Sampled(Strict):
     model: str | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, le=LARGEST)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: Seed | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
@@ -228,12 +232,12 @@ class Rsa(Strict):
     """
 
     preset: Annotated[str, Field(json_schema_extra={"enum": list(PRESETS)})] | None = None
-    population: int | None = Field(None, ge=1)
-    candidates: int | None = Field(None, ge=1)
-    rounds: int | None = Field(None, ge=0, le=64)
-    tail: int | None = Field(None, ge=1)
-    budget: int | None = Field(None, ge=1)
-    final_budget: int | None = Field(None, ge=1)
+    population: int | None = Field(None, ge=1, le=MOST_ROLLOUTS)
+    candidates: int | None = Field(None, ge=1, le=MOST_CANDIDATES)
+    rounds: int | None = Field(None, ge=0, le=MOST_ROUNDS)
+    tail: int | None = Field(None, ge=1, le=LARGEST)
+    budget: int | None = Field(None, ge=1, le=LARGEST)
+    final_budget: int | None = Field(None, ge=1, le=LARGEST)
     hybrid: bool | None = None
     selection: Literal["none", "majority", "aggregate"] | None = None
     kind: Kind | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,7 @@ from zaya_jax.infer.engine import Engine, Event, Repetition, Request
 from zaya_jax.infer.request import encode, room_behind
 from zaya_jax.infer.sampler import Sampling
 from zaya_jax.serve import schema
+from zaya_jax.serve.compiler import Compiler
 from zaya_jax.serve.errors import ApiError, of_user_error
 from zaya_jax.serve.form import Form
 from zaya_jax.serve.gate import Gate
@@ -31,11 +33,12 @@ FINISH = {"eos": "stop", "stop": "stop", "length": "length", "repetition": "repe
 
 @dataclasses.dataclass
 class Record:
-    """What the log says of a request, beside what HTTP says."""
+    """What the log says of a request, beside what HTTP says. owner: name of the key that asked."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    owner: str | None = None
     finish: list[str] = dataclasses.field(default_factory=list)
     first_token_seconds: float | None = None
     asked: Any = None
@@ -55,7 +58,9 @@ class Service:
         self.metrics = Metrics(engine)
         self.worker = Worker(engine, self.metrics.step.observe)
         rows = engine.options.rows
-        self.gate = Gate(rows + settings.queue, rows, self.metrics.reject)
+        self.compiler = Compiler(engine)
+        room = rows + settings.queue
+        self.gate = Gate(room, rows, self.metrics.reject, each=settings.per_key)
         self.solving = Gate(settings.rsa, max(settings.rsa, 1), self.metrics.reject, "rsa runs")
         self.solvers = ThreadPoolExecutor(max(settings.rsa, 1), "rsa")
         self.names = Names(self.tokenizer)
@@ -93,6 +98,7 @@ class Service:
         """Ends the threads."""
         await self.worker.stop()
         self.solvers.shutdown(wait=False, cancel_futures=True)
+        self.compiler.close()
 
     async def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a prompt, made outside the event loop where they may take long.
@@ -138,28 +144,57 @@ class Service:
         )
         return [dataclasses.replace(common, seed=(seed + i) % 2**63) for i in range(body.n or 1)]
 
-    async def begin(self, requests: Sequence[Request], record: Record) -> Run:
-        """Takes requests in, if there is room.
+    def enter(self, count: int, record: Record, prompts: Sequence[str | list[int]] = ()) -> Run:
+        """Takes room for so many sequences. It comes before all that takes time: encoding, and
+        compiling grammars.
+
+        Args: prompts: as they were given; one that has no room in any queue is not told to come
+          again.
 
         Raises:
-          ApiError: there is none, or one is refused.
+          ApiError: too many sequences, a prompt that is too long at first sight, or no room.
         """
-        if len(requests) > self.settings.sequences:
+        self.check_count(count)
+        for prompt in prompts:
+            self._check_length(prompt)
+        return Run(self, record, count)
+
+    def check_count(self, count: int) -> None:
+        """Raises ApiError for more sequences than a request may have."""
+        if count > self.settings.sequences:
             raise ApiError(
                 400,
-                f"{len(requests)} sequences (prompts times n): this server takes "
+                f"{count} sequences (prompts times n): this server takes "
                 f"{self.settings.sequences} in a request",
             )
-        for request in requests:  # what has no room in any queue is not told to come again
-            self._check_length(request)
-        run = Run(self, record)
-        await run.begin(requests)
-        return run
 
-    def _check_length(self, request: Request) -> None:
-        assert not isinstance(request.prompt, str)  # `encode` has been here
+    def salt(self, record: Record) -> str:
+        """What prompts are kept apart by in the cache: whose they are."""
+        return "" if self.settings.share_prefixes else record.owner or ""
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """Bytes that no token exceeds."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return 1
+        names = (len(name.encode()) for name in tokenizer.special_ids)
+        return max([1, *map(len, tokenizer.token_bytes), *names])
+
+    def _check_length(self, prompt: str | list[int]) -> None:
+        capacity = self.engine.capacity
+        if isinstance(prompt, str):
+            least = len(prompt) // self._longest_token
+            if least >= capacity:
+                raise of_user_error(
+                    UserError(
+                        f"the prompt has at least {least} tokens: capacity = {capacity} must hold "
+                        "it and at least one more"
+                    )
+                )
+            return
         try:
-            room_behind(self.engine.loaded, request.prompt, self.engine.capacity)
+            room_behind(self.engine.loaded, prompt, capacity)
         except UserError as error:
             raise of_user_error(error) from error
 
@@ -175,18 +210,25 @@ def stops(asked: str | list[str] | None) -> tuple[str, ...]:
 class Run:
     """A request's job, with its room, its measurements and its entry in the log."""
 
-    def __init__(self, service: Service, record: Record):
+    def __init__(self, service: Service, record: Record, count: int):
+        """Args: count: sequences that it is to have.
+
+        Raises:
+          ApiError: there is no room.
+        """
         self._service, self._record = service, record
         self._job = Job(service.worker)
-        self._room = ExitStack()
+        self._room, self._count = ExitStack(), count
+        self._room.enter_context(service.gate.room(count, owner=record.owner))
 
     async def begin(self, requests: Sequence[Request]) -> None:
-        self._room.enter_context(self._service.gate.room(len(requests)))
-        try:
-            await self._job.begin(requests)
-        except BaseException:
-            self.close()
-            raise
+        """Submits them.
+
+        Raises:
+          ApiError: one is refused; then none goes on.
+        """
+        assert len(requests) == self._count
+        await self._job.begin(requests)
 
     def close(self) -> None:
         """Ends what has not ended, and gives the room back."""

@@ -23,6 +23,9 @@ class Settings:
       keys, a web page could otherwise reach the server under a name of its own (DNS rebinding).
     queue: sequences that may wait beside those that the engine computes.
     sequences: that one request may ask for, prompts times choices.
+    per_key: sequences that one key may have under way; None for as many as there is room for.
+    share_prefixes: whether requests of different keys share the cache of prompts. Then the time to
+      a first token, and `cached_tokens`, tell whether somebody else has asked the same.
     rsa: runs of Markovian RSA at once.
     body_bytes: of a request.
     body_seconds: for a client to send its body.
@@ -36,6 +39,8 @@ class Settings:
     local: bool = True
     queue: int = 256
     sequences: int = 128
+    per_key: int | None = None
+    share_prefixes: bool = False
     rsa: int = 2
     body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0
@@ -49,8 +54,10 @@ class Settings:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: expected at least {least}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"max_tokens = {self.max_tokens}: expected at least 1")
+        for name in ("max_tokens", "per_key"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} = {value}: expected at least 1")
 
     def owner(self, key: str) -> str | None:
         """The name that a key stands for; None if it is none of ours."""

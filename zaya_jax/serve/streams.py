@@ -29,9 +29,21 @@ class ClientGone(Exception):
     """The client has closed the connection."""
 
 
+def dumps(value: Any) -> bytes:
+    """JSON in UTF-8, whatever the texts in it hold: halves of characters are escaped.
+
+    Raises:
+      ValueError: a number that is not finite, which JSON does not have.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False).encode()
+
+
 def sse(record: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(record, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + dumps(record) + b"\n\n"
 
 
 async def left(receive: Receive) -> None:

@@ -8,11 +8,24 @@ A value is the text as it is, or JSON for everything else. Which of the two it i
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Schema = Mapping[str, Any]
+from zaya_jax.serve.errors import ApiError
+from zaya_jax.serve.parameters import (
+    Schema,
+    Unbound,
+    check,
+    check_name,
+    free,
+    grammar_of,
+    kind_of,
+    kinds_of,
+    properties_of,
+)  # fmt: skip
+from zaya_jax.serve.streams import dumps
 
 _FUNCTION = re.compile(r"<function=([^<>]*)>")
 _NEXT = re.compile(r"<parameter=([^<>]*)>|</function>")
@@ -67,11 +80,11 @@ class Call:
         if not closed:
             return None
         key, self._key, self._rest = self._key, None, rest
-        properties = _object(self._schemas.get(self.name, {}).get("properties"))
+        parameters = self._schemas.get(self.name, {})
         before = ", " if self._begun else "{"
         self._begun = True
-        typed = value_of(value, _object(properties.get(key)))
-        return f"{before}{json.dumps(key)}: {json.dumps(typed, ensure_ascii=False)}"
+        typed = value_of(value, properties_of(parameters).get(key, {}), parameters)
+        return f"{before}{json.dumps(key)}: {dumps(typed).decode()}"
 
     def _end(self) -> str:
         if self._ended:
@@ -80,16 +93,17 @@ class Call:
         return "}" if self._begun else "{}"
 
 
-def value_of(text: str, schema: Schema) -> Any:
+def value_of(text: str, schema: Any, root: Schema | None = None) -> Any:
     """What a parameter's text says, by its schema: text, or the value of its JSON.
 
-    Text that is no JSON, or JSON of a type that the schema does not have, is text.
+    Text that is no JSON, or JSON of a type that the schema does not have, is text. root: where the
+    schema's references begin.
     """
-    kinds = kinds_of(schema)
+    kinds = kinds_of(schema, root)
     if kinds == {"string"}:
         return text
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return text
     kind = kind_of(value)
@@ -99,57 +113,42 @@ def value_of(text: str, schema: Schema) -> Any:
     return value if fits else text
 
 
-def kinds_of(schema: Schema) -> set[str] | None:
-    """The JSON types that a schema names; None if it does not say."""
-    kind = schema.get("type")
-    if isinstance(kind, str):
-        return {kind}
-    if isinstance(kind, Sequence):
-        return {k for k in kind if isinstance(k, str)}
-    if isinstance(values := schema.get("enum"), Sequence) and not isinstance(values, str):
-        return {kind_of(value) for value in values}
-    for name in ("anyOf", "oneOf"):
-        if isinstance(branches := schema.get(name), Sequence) and not isinstance(branches, str):
-            found = [kinds_of(_object(branch)) for branch in branches]
-            if any(kinds is None for kinds in found):
-                return None
-            return {kind for kinds in found for kind in kinds or ()}
-    return None
-
-
-def kind_of(value: Any) -> str:
-    """The JSON type of a value."""
-    if isinstance(value, bool):
-        return "boolean"
-    names = {dict: "object", list: "array", str: "string", int: "integer", float: "number"}
-    return names.get(type(value), "null")
-
-
 def grammar_of_calls(tools: Sequence[Mapping[str, Any]], tags: tuple[int, int], many: bool) -> str:
     """Rules of a Lark grammar: `calls` is one call of one of these functions, or several.
 
-    Parameters come in the schema's order; the required ones must come. Texts end at the closing
-    tag; everything else is bound to its schema.
+    Parameters come in the schema's order; the required ones must come. Each is bound to its schema;
+    one whose schema is `Unbound` is any text, up to the closing tag.
 
     Args:
-      tools: `{function: {name, parameters}}`.
+      tools: `{function: {name, parameters, strict}}`.
       tags: ids of the tags around a call.
       many: whether there may be several.
+
+    Raises:
+      ApiError: a strict tool with a schema that cannot be bound.
     """
     rules = []
     for number, tool in enumerate(tools):
         function = tool["function"]
-        parameters = _object(function.get("parameters"))
+        name, parameters = function["name"], function.get("parameters") or {}
         required = parameters.get("required")
         required = required if isinstance(required, list) else []
         parts = []
-        for place, (key, schema) in enumerate(_object(parameters.get("properties")).items()):
-            rule = f"p{number}_{place}"
-            begin = json.dumps(f"<parameter={key}>")
-            part = f"{begin} {rule}"
+        try:
+            check(parameters)
+        except Unbound as error:
+            _unless_strict(function, "parameters", error)
+        for place, (key, schema) in enumerate(properties_of(parameters).items()):
+            try:
+                check_name(key)
+                value, more = grammar_of(f"p{number}_{place}", schema, parameters, _CLOSE)
+            except Unbound as error:
+                _unless_strict(function, f"parameter {key!r}", error)
+                value, more = free(_CLOSE)
+            rules += [rule for rule in more if rule not in rules]
+            part = f"{json.dumps(f'<parameter={key}>')} {value}"
             parts.append(part if key in required else f"({part})?")
-            rules += _value_rules(rule, _object(schema), parameters)
-        begin, end = json.dumps(f"<function={function['name']}>"), json.dumps("</function>")
+        begin, end = json.dumps(f"<function={name}>"), json.dumps("</function>")
         rules.append(f"f{number}: {' '.join([begin, *parts, end])}")
     names = " | ".join(f"f{number}" for number in range(len(tools)))
     rules.append(f"call: <[{tags[0]}]> ({names}) <[{tags[1]}]>")
@@ -157,22 +156,23 @@ def grammar_of_calls(tools: Sequence[Mapping[str, Any]], tags: tuple[int, int], 
     return "\n".join(rules)
 
 
-def _value_rules(rule: str, schema: Schema, parameters: Schema) -> list[str]:
-    """Rules for a value and the tag that closes it."""
-    close = json.dumps(_CLOSE)
-    values = schema.get("enum")
-    if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
-        return [f"{rule}: ({' | '.join(json.dumps(value) for value in values)}) {close}"]
-    kinds = kinds_of(schema)
-    if kinds is None or "string" in kinds:
-        return [f"{rule}[suffix={close}]: /(?s:.*)/"]
-    whole = {**schema, **{k: parameters[k] for k in ("$defs", "definitions") if k in parameters}}
-    return [f"{rule}: {rule}_json {close}", f"{rule}_json: %json {json.dumps(whole)}"]
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _unless_strict(function: Mapping[str, Any], what: str, error: Unbound) -> None:
+    """Raises ApiError if the tool is to be kept to strictly."""
+    if function.get("strict"):
+        raise ApiError(
+            400,
+            f"tools: {function['name']}: {what} cannot be bound: {error}; simplify its schema, or "
+            "leave strict out",
+            param="tools",
+        )
 
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is more than a number can be")
+    return value

@@ -1,6 +1,6 @@
 """The engine's one owner: a thread that steps it, and the requests that wait for its events.
 
-Requests are added from threads of a small pool, where text is encoded and grammars are compiled.
+Requests are added from threads of a small pool.
 All bookkeeping happens on the event loop: the stepping thread posts what a step gave, and whoever
 asked is told there. So there are no locks here, and no event can be lost between two threads.
 """
@@ -25,6 +25,9 @@ Stepped = Callable[[float], None]
 ENCODERS = 2
 PATIENCE = 10.0
 """Seconds for the stepping thread to end."""
+STUCK = 900.0
+"""Seconds of one step after which the engine counts as hung. Where nothing was compiled before, a
+step compiles."""
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,7 @@ class Worker:
         self.failure: BaseException | None = None
         self._ended: ApiError | None = None
         self._stepped = stepped
+        self._step_began: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sinks: dict[int, Sink] = {}
         self._early: dict[int, list[Event]] = {}
@@ -70,6 +74,12 @@ class Worker:
         """Whether its thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def step_age(self) -> float:
+        """Seconds since the step under way began; 0 between two steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
     async def stop(self) -> None:
         """Ends the thread after the step that it is in; requests under way are not finished.
 
@@ -87,8 +97,8 @@ class Worker:
         Raises:
           ApiError: the engine refuses it, or takes none.
         """
-        assert self._loop is not None
         self.check()
+        assert self._loop is not None
         future = self._pool.submit(self.engine.add, request)
         try:
             id = await asyncio.shield(asyncio.wrap_future(future))
@@ -97,6 +107,9 @@ class Worker:
             raise
         except UserError as error:
             raise of_user_error(error) from error
+        except Exception as error:
+            log.exception("a request was not taken")
+            raise ApiError(500, "the server has failed; its log says how") from error
         self._register(id, sink)
         return id
 
@@ -107,8 +120,8 @@ class Worker:
           ApiError: the engine takes none.
           UserError: it refuses this one.
         """
-        assert self._loop is not None
         self.check()
+        assert self._loop is not None
         id = self.engine.add(request)
         self._loop.call_soon_threadsafe(self._register, id, sink)
         return id
@@ -149,6 +162,9 @@ class Worker:
             sink(ApiError(500, "the engine has failed"))
             return
         self._sinks[id] = sink
+        if self._ended is not None:  # while it was being encoded
+            self.cancel([id])
+            sink(self._ended)
         for event in self._early.pop(id, ()):
             self._tell(event)
 
@@ -167,7 +183,11 @@ class Worker:
             return
         if event.result is not None:
             del self._sinks[event.id]
-        sink(event)
+        try:
+            sink(event)
+        except Exception:  # of one request; the others' events are still to be told
+            log.exception("an event was not taken")
+            self.cancel([event.id])
 
     def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -196,9 +216,10 @@ class Worker:
                 self._wake.wait()
                 self._wake.clear()
                 while not (self._stopping or self.engine.idle):
-                    begun = time.perf_counter()
+                    self._step_began = begun = time.monotonic()
                     events = self.engine.step()
-                    self._stepped(time.perf_counter() - begun)
+                    self._step_began = None
+                    self._stepped(time.monotonic() - begun)
                     if events:
                         post(self._deliver, events)
         except BaseException as error:  # whatever it is: the clients must hear of it
