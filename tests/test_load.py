@@ -12,7 +12,7 @@ from zaya_jax.config import Attention, Experiment, Model, Router, Train
 from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.errors import UserError
 from zaya_jax.hf import write_folder
-from zaya_jax.load import load
+from zaya_jax.load import load, pinned
 from zaya_jax.model import forms, functional
 from zaya_jax.train import state as train_state
 from zaya_jax.train import workdir
@@ -76,6 +76,13 @@ def test_a_checkpoint_is_named_by_its_folder(run):
     first, newest = load(run / "checkpoints" / "0"), load(run / "checkpoints")
     assert (first.source.step, newest.source.step) == (0, None)
     np.testing.assert_array_equal(first.params["final_norm"] + 1, newest.params["final_norm"])
+
+
+def test_a_run_is_pinned_to_its_newest_checkpoint(run, folder, tmp_path):
+    steps = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    assert pinned(run) == pinned(run / "checkpoints") == run / "checkpoints" / str(max(steps))
+    assert pinned(run / "checkpoints" / "0") == run / "checkpoints" / "0"
+    assert pinned(folder) == folder
 
 
 def test_a_hugging_face_folder(folder):

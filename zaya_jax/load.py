@@ -256,6 +256,25 @@ def _listing(path: Path, most: int = 6) -> str:
 
 
 # Readers are named, not imported: the rooms that write these forms also use `load`.
+def pinned(path: str | Path) -> Path:
+    """The same, but a run's newest checkpoint where only the run is named: what is written down
+    with its step is read again as it was, however long the run goes on.
+
+    Raises:
+      UserError: as `locate`; a run without checkpoints.
+    """
+    path = Path(path).expanduser()
+    source = locate(path)
+    if source.kind == "folder" or source.step is not None:
+        return path
+    checkpoints = source.path / CHECKPOINTS
+    names = [one.name for one in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    steps = [int(name) for name in names if name.isdigit()]
+    if not steps:
+        raise UserError(f"--model={path}: no checkpoints yet")
+    return checkpoints / str(max(steps))
+
+
 def _open_run(source: Source, path: Path):
     weights = importlib.import_module("zaya_jax.train.weights")
     experiment, params, biases = weights.restore_weights(source.path, step=source.step)

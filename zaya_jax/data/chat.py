@@ -100,10 +100,13 @@ def prompt(
     tools: Sequence[Mapping[str, Any]] | None = None,
     *,
     enable_thinking: bool | None = None,
+    lenient: bool = False,
 ) -> list[int]:
-    """Token ids after which the model is to answer: for inference. Arguments as of `encode`."""
+    """Token ids after which the model is to answer: for inference. Arguments as of `encode`, and of
+    `parse`."""
     variables = _variables(tokenizer, enable_thinking) | {"add_generation_prompt": True}
-    return _tokenise(parse(messages), tokenizer, template, tools, variables)[1].ids.tolist()
+    chat = parse(messages, lenient=lenient)
+    return _tokenise(chat, tokenizer, template, tools, variables)[1].ids.tolist()
 
 
 def render(

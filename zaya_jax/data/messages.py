@@ -18,7 +18,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 _DEEPEST = 64
 
 
-def parse(messages: Any) -> list[dict[str, Any]]:
+def parse(messages: Any, *, lenient: bool = False) -> list[dict[str, Any]]:
     """Checks messages and writes them in one way.
 
     Content that comes as text parts is joined. Thinking, under whichever name, is put under
@@ -28,6 +28,9 @@ def parse(messages: Any) -> list[dict[str, Any]]:
     Args:
         messages: `{role, content}` each, an assistant's with `reasoning_content` and `tool_calls`
             if it likes. An assistant's content may hold `<think>...</think>` itself.
+        lenient: whether assistants' turns may be what a model wrote, for a conversation that goes
+            on: one that was cut while it thought, tags that do not match, a tool call whose JSON
+            ends after an argument. Training data should have none of these.
 
     Returns:
         New messages of plain JSON types.
@@ -39,7 +42,7 @@ def parse(messages: Any) -> list[dict[str, Any]]:
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise ValueError(f"messages is {_shown(messages)}; it must be a list of messages")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_message(message, f"messages[{i}]", lenient) for i, message in enumerate(messages)]
 
 
 def parse_tools(tools: Any) -> list[Any] | None:
@@ -54,7 +57,7 @@ def parse_tools(tools: Any) -> list[Any] | None:
     return _plain(list(tools), "tools")
 
 
-def _message(message: Any, path: str) -> dict[str, Any]:
+def _message(message: Any, path: str, lenient: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f"{path} is {_shown(message)}; it must be an object with role and content")
     message = _plain(message, path)
@@ -63,7 +66,7 @@ def _message(message: Any, path: str) -> dict[str, Any]:
         raise ValueError(f"{path}.role is {_shown(role)}{hint(str(role), ROLES)}")
     message["content"] = _text(message.get("content"), path + ".content", role)
     if role == "assistant":
-        _assistant(message, path)
+        _assistant(message, path, lenient)
     return message
 
 
@@ -81,17 +84,18 @@ def _text(content: Any, path: str, role: str) -> str:
     return content
 
 
-def _assistant(message: dict[str, Any], path: str) -> None:
+def _assistant(message: dict[str, Any], path: str, lenient: bool) -> None:
     """Checks an assistant's message and sets its fields in place."""
-    _check_balance(message["content"], path + ".content")
+    if not lenient:
+        _check_balance(message["content"], path + ".content")
     for field in REASONING:
         if (thinking := message.get(field)) is None:
             continue
         if not isinstance(thinking, str):
             raise ValueError(f"{path}.{field} is {_shown(thinking)}; it must be text")
-        if found := THINK_TAG.search(thinking):
+        if (found := THINK_TAG.search(thinking)) and not lenient:
             raise ValueError(f"{path}.{field} holds {found[0]}; it is the inside of the block only")
-        if thinking and THINK_TAG.search(message["content"]):
+        if thinking and THINK_TAG.search(message["content"]) and not lenient:
             raise ValueError(
                 f"{path} thinks both in {field} and between think tags in content; use one of them"
             )
@@ -103,7 +107,9 @@ def _assistant(message: dict[str, Any], path: str) -> None:
         if not isinstance(calls, list):
             raise ValueError(f"{path}.tool_calls is {_shown(calls)}; it must be a list")
         for i, call in enumerate(calls):
-            _check_call(call, f"{path}.tool_calls[{i}]")
+            _check_call(call, f"{path}.tool_calls[{i}]", lenient)
+    if lenient:
+        return
     if not calls and not re.sub("<think>.*?</think>", "", message["content"], flags=re.S).strip():
         raise ValueError(
             f"{path} is an empty assistant turn; it needs an answer in content, or tool_calls"
@@ -126,20 +132,30 @@ def _check_balance(content: str, path: str) -> None:
         )
 
 
-def _check_call(call: Any, path: str) -> None:
+def _check_call(call: Any, path: str, lenient: bool) -> None:
     """Checks a tool call, `{function: {name, arguments}}` or `{name, arguments}`, in place."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{path} is {_shown(call)}; it must be {{function: {{name, arguments}}}}")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: arguments are not JSON: {error}") from None
+        arguments = _loaded(arguments or "{}", path, lenient)
     if not isinstance(arguments, dict):
         raise ValueError(f"{path}: arguments are {_shown(arguments)}; they must be an object")
     function["arguments"] = _plain(arguments, path + ".arguments")
+
+
+def _loaded(arguments: str, path: str, lenient: bool) -> Any:
+    """Arguments in a string; of a call that was cut, those that were whole."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError) as error:
+        if lenient:
+            try:
+                return json.loads(arguments + "}")
+            except (ValueError, RecursionError):
+                pass
+        raise ValueError(f"{path}: arguments are not JSON: {error}") from None
 
 
 def _plain(value: Any, path: str, depth: int = 0) -> Any:

@@ -121,6 +121,10 @@ def test_solve_shows_a_run_logs_it_and_takes_it_up_again(folder, tmp_path, capsy
     assert run(folder, f"--trace={log}", "--selection=none") == 0
     again = capsys.readouterr()
     assert "5 rollouts are in" in again.err and again.out.startswith("0\t")
+    about = json.loads(log.read_text().splitlines()[0])["run"]["model"]
+    assert about["batch"] == 2 and len(about["tokenizer"]) == len(about["chat_template"]) == 64
+    assert run(folder, f"--trace={log}", "--batch=3") == 2  # it might differ by rounding
+    assert "its model is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,21 @@ def test_what_is_there_is_not_made_again(tmp_path):
     assert not again.asks
 
 
+def test_a_prompt_that_says_something_else_is_another_run(tmp_path):
+    template = tmp_path / "prompt.jinja"
+    template.write_text("{{ problem }}{% for c in candidates %} {{ c.text }}{% endfor %}")
+    settings = dataclasses.replace(SETTINGS, template=str(template))
+    run(tmp_path / "a.jsonl", settings=settings)
+    copy = tmp_path / "copy.jinja"
+    copy.write_text(template.read_text())
+    again = Scripted()
+    run(tmp_path / "a.jsonl", again, dataclasses.replace(settings, template=str(copy)))
+    assert not again.asks  # it says the same
+    template.write_text(template.read_text() + "!")
+    with pytest.raises(UserError, match="its template is"):
+        Trace(tmp_path / "a.jsonl", algorithm.about(CONVERSATION, settings, MODEL))
+
+
 def test_wherever_the_log_ends_the_run_goes_on_to_the_same(tmp_path):
     path = tmp_path / "a.jsonl"
     whole = run(path)

@@ -12,9 +12,12 @@ not depend on the order in which a policy works, nor on being interrupted.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from zaya_jax.data import aggregate
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.infer.rsa import prompts, selection
@@ -159,9 +162,21 @@ def about(
     """What decides a run's rollouts, for its trace.
 
     How an answer is selected is no part of it: a run may be taken up to select in another way.
+
+    Args:
+      model: what is asked, and how: a checkpoint, hashes of tokenizer and chat template, and
+        whatever else decides the numbers, such as how many rollouts are computed at once.
+
+    Raises:
+      UserError: the template of the aggregation prompt cannot be read.
     """
     fields = dataclasses.asdict(settings)
     del fields["selection"]
+    try:
+        template = Path(settings.template or aggregate.PROMPT).read_bytes()
+    except OSError as error:
+        raise UserError(f"--template={settings.template}: {error.strerror}") from error
+    fields["template"] = hashlib.sha256(template).hexdigest()  # not where it lies: what it says
     return {**fields, "conversation": [dict(m) for m in conversation], "model": dict(model)}
 
 

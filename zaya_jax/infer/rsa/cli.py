@@ -76,14 +76,25 @@ def main(argv: list[str]) -> int:
     from zaya_jax.infer.rsa.generator import Chat, GeneratorPolicy, capacity
     from zaya_jax.infer.rsa.trace import Trace
     from zaya_jax.infer.rsa.view import View
+    from zaya_jax.load import pinned
 
+    if FLAGS.trace is not None:
+        path = pinned(path)  # a run may be trained further before the trace is taken up
     scheme = quantize.of_flags(FLAGS)
     loaded = quantize.load(path, scheme, param_dtype=FLAGS.dtype, activation_dtype=FLAGS.dtype)
     form = Chat(loaded, FLAGS.chat_template)
     if form.template is None:
         print("note: no chat template fits the tokenizer; prompts are plain text", file=sys.stderr)
     room = capacity(conversation, settings, form, loaded.model.context_length)
-    model = {"path": str(Path(path).resolve()), "step": loaded.source.step, "dtype": FLAGS.dtype}
+    batch = FLAGS.batch or min(settings.population, 16)
+    model: dict[str, Any] = {
+        "path": str(Path(path).resolve()),
+        "step": loaded.source.step,
+        "dtype": FLAGS.dtype,
+        "tokenizer": loaded.require_tokenizer().sha256,
+        "chat_template": None if form.template is None else form.template.sha256,
+        "batch": batch,
+    }
     if scheme is not None:
         model["quantize"] = dataclasses.asdict(scheme)
     with ExitStack() as stack:
@@ -96,7 +107,6 @@ def main(argv: list[str]) -> int:
         verifier = None
         if FLAGS.verifier is not None:
             verifier = stack.enter_context(ExternalVerifier(FLAGS.verifier, problem))
-        batch = FLAGS.batch or min(settings.population, 16)
         result = algorithm.solve(
             GeneratorPolicy(loaded, form, batch=batch, capacity=room),
             conversation,

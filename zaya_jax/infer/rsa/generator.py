@@ -71,7 +71,7 @@ class Chat:
         """The ids after which the model is to answer."""
         if self.template is None:
             return encode(self._loaded, "\n\n".join(message["content"] for message in messages))
-        return chat.prompt(messages, self._tokenizer, self.template)
+        return chat.prompt(messages, self._tokenizer, self.template, lenient=True)
 
     def opens_thinking(self, ids: Sequence[int]) -> bool:
         """Whether a prompt ends within a think block: then the model writes no `<think>`."""
@@ -89,8 +89,8 @@ class Chat:
 class GeneratorPolicy:
     """Answers asks in batches of prompts that are padded to the same length.
 
-    So what is computed for an ask does not depend on which others there are: a run that was
-    interrupted goes on as if it had not been.
+    So what is computed for an ask depends on which others there are by rounding at most: a run that
+    was interrupted goes on as if it had not been.
     """
 
     def __init__(self, loaded: Loaded, chat_form: Chat, *, batch: int, capacity: int):
@@ -142,20 +142,28 @@ class GeneratorPolicy:
 
 
 def capacity(
-    conversation: Sequence[Message], settings: Settings, chat_form: Chat, context: int
+    conversation: Sequence[Message],
+    settings: Settings,
+    chat_form: Chat,
+    context: int,
+    limit: str = "the model's context",
 ) -> int:
     """Tokens that a run needs room for: its longest prompt, and the longest rollout.
 
+    Args:
+      context: tokens that there is room for.
+      limit: what it is called in messages.
+
     Raises:
-      UserError: the model's context has no room for them.
+      UserError: there is no room for them.
     """
     prompt = prompts.longest(conversation, settings, lambda m: len(chat_form.encode(m)))
     stages = range(settings.rounds + 1 + (settings.selection == "aggregate"))
     rollout = max(settings.budget_of(stage) for stage in stages)
     if prompt + rollout > context:
         raise UserError(
-            f"prompts of up to {prompt} tokens and rollouts of up to {rollout} do not fit the "
-            f"model's context of {context}: lower --candidates, --tail or the budgets"
+            f"prompts of up to {prompt} tokens and rollouts of up to {rollout} do not fit {limit} "
+            f"of {context}: lower --candidates, --tail or the budgets"
         )
     return prompt + rollout
 

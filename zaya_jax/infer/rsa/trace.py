@@ -18,7 +18,7 @@ from typing import Any
 from zaya_jax.errors import UserError
 from zaya_jax.infer.rsa.policy import Sample
 
-FORMAT = 1
+FORMAT = 2
 BEGINNING = b'{"run": '
 
 
