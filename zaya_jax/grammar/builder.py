@@ -10,8 +10,7 @@ import numpy as np
 from zaya_jax.errors import UserError
 
 STEP_ITEMS = 25_000
-"""Of the parser, for a token: half of the library's own limit. A step takes milliseconds then, also
-over an ambiguous grammar, and all that decodes waits for it."""
+"""Of the parser, for a token's mask: half of the library's own limit."""
 
 FORCED = 8
 """Stretches of forced tokens at the beginning of a text that are tried when it is compiled."""

@@ -11,6 +11,7 @@ pytest.importorskip("llguidance")
 
 from zaya_jax.errors import UserError  # noqa: E402
 from zaya_jax.infer.engine import Constraint  # noqa: E402
+from zaya_jax.infer.engine import grammar as engine_grammar  # noqa: E402
 from zaya_jax.infer.engine.grammar import Grammars  # noqa: E402
 
 SIZE = 310  # more rows of the embedding than the tokenizer has tokens
@@ -96,12 +97,17 @@ def test_a_constraint_is_compiled_once_and_its_copies_share_nothing(tokenizer, g
     )
 
 
-def test_what_is_too_much_for_the_library_is_an_error_and_no_end(grammars):
+def test_what_is_too_much_for_the_library_is_an_error_and_no_end(grammars, monkeypatch):
     ends = "".join(f"a{i}: /[a-z]{{{i + 1}}}/\n" for i in range(9))
     many = "start: " + " | ".join(f'"x" a{i % 9} "{i}"' for i in range(2100)) + "\n" + ends
     with pytest.raises(UserError, match="lark: .*2100 items"):
         grammars.matcher(Constraint("lark", many))
     matcher = grammars.matcher(Constraint("regex", "ab"))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_grammar, "GRACE", -1.0)
+        with pytest.raises(UserError, match="0 tokens; make it less ambiguous"):
+            allowed(matcher)
+    assert allowed(matcher)
     matcher._matcher.consume_token(0)  # not allowed: from then on it is in error
     with pytest.raises(UserError, match="constraint: "):
         allowed(matcher)

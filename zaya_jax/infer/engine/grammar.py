@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -28,6 +29,9 @@ from zaya_jax.grammar.builder import Builder, Vocabulary, said
 
 KEPT = 32
 """Constraints that stay compiled."""
+GRACE, EACH = 2.0, 0.02
+"""Seconds that a constraint may cost at all, and more for each token. All that decodes waits for
+it, and an ambiguous grammar within the library's limits may cost a fifth of a second a token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +139,7 @@ class Matcher:
 
     def __init__(self, matcher: Any, fill: Any):
         self._matcher, self._fill = matcher, fill
+        self._seconds, self._tokens = 0.0, 0
 
     def allow(self, words: np.ndarray) -> None:
         """Writes the bits of the tokens that may follow to `words`, uint32 [ceil(V / 32)]; those of
@@ -143,13 +148,24 @@ class Matcher:
         Raises:
           UserError: the constraint is too ambiguous, or otherwise too much for the library.
         """
+        began = time.thread_time()
         self._fill(self._matcher, words.view(np.int32)[None], 0)
+        self._seconds += time.thread_time() - began
+        if self._seconds > GRACE + EACH * self._tokens:
+            raise UserError(
+                f"constraint: it cost {self._seconds:.1f} s for {self._tokens} tokens; make it "
+                "less ambiguous"
+            )
         if self._matcher.is_error():  # the bits would end the text, as if it were whole
             raise UserError(f"constraint: {said(self._matcher.get_error())}")
 
     def push(self, token: int) -> bool:
         """Goes on by a token; False if it may not stand there, or is too much for the library."""
-        return bool(self._matcher.consume_token(token))
+        began = time.thread_time()
+        taken = self._matcher.consume_token(token)
+        self._seconds += time.thread_time() - began
+        self._tokens += 1
+        return bool(taken)
 
     @property
     def error(self) -> str:
