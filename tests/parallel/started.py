@@ -22,7 +22,7 @@ def tiny(folder: Path) -> Experiment:
     """A layer of 16 channels; a mixture of two folders of texts, packed whole, whose weights
     change in the middle of the run. 12 rows, which 1, 2, 3 and 4 processes divide."""
     for part in ("functions", "lists"):
-        (folder / part).mkdir(parents=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
         for i in range(12):
             lines = [
                 f"def {part}{j}(x, y={i}):\n    return x * {j} + y\n" for j in range(9 + 3 * i)
