@@ -13,7 +13,7 @@ from zaya_jax.plan.traffic import GATHER, messages
 
 pytestmark = pytest.mark.xdist_group("mesh")
 
-NEGLIGIBLE = 2**10
+NEGLIGIBLE = 2**12
 """Bytes of sums of a few numbers each: norms, losses, counts of tokens."""
 
 
