@@ -14,6 +14,7 @@ from pallas_kernels.quantized import Quantized
 from zaya_jax import load
 from zaya_jax.errors import UserError
 from zaya_jax.hf import CheckpointError, convert_folder, import_folder, open_folder, write_folder
+from zaya_jax.hf.safetensors_io import Reader
 from zaya_jax.infer import quantize
 from zaya_jax.infer.quantize import Scheme
 from zaya_jax.model import functional
@@ -154,7 +155,8 @@ def test_what_is_quantized_is_neither_trained_nor_quantized_again(published):
 
 def change(folder, edit):
     file = folder / "model.safetensors"
-    tensors = load_file(file)
+    reader = Reader([file])  # numpy itself knows no float8
+    tensors = {name: np.array(reader.read(name)) for name in reader.entries}
     edit(tensors)
     save_file(tensors, file, {"format": "pt"})
 
@@ -190,7 +192,6 @@ def test_what_is_no_number_is_warned_of(published, form, code):
 
     def spoil(tensors):
         name = STACK if form == "fp8" else f"{STACK}.weight_scale"
-        tensors[name] = tensors[name].copy()
         tensors[name].view(np.uint8)[1, 2, 0] = code
 
     change(folder, spoil)
