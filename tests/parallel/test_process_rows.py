@@ -96,7 +96,7 @@ def test_a_run_of_4_then_2_then_3_then_1_processes_reads_the_stream_of_one(
     assert cursor == sum(steps)
 
 
-@pytest.mark.parametrize("context", [1, 2, 4])
+@pytest.mark.parametrize("context", [2, 4])  # 12 rows: eight parts of them would be uneven
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_ranks_of_a_row_in_several_processes_all_read_it(processes, context):
     rows = pack([text(range(2, 9))] * 30, 8)
