@@ -18,9 +18,6 @@ from zaya_jax.train import state as train_state
 from zaya_jax.train import workdir
 from zaya_jax.train.checkpoint import Checkpoints
 
-# What the tests share is compiled once, in one worker.
-pytestmark = pytest.mark.xdist_group("load")
-
 MODEL = Model(
     vocab_size=300,
     hidden_size=32,

@@ -12,9 +12,6 @@ import pytest
 from zaya_jax import config, lora
 from zaya_jax.model import forms, functional
 
-# What the tests share is compiled once, in one worker.
-pytestmark = pytest.mark.xdist_group("lora")
-
 ALL = config.Lora(rank=3, alpha=6.0, targets=("q", "k", "v", "o", "experts"))
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parents[1]
 CASCADE = "experiments/cascade/tiny.py"
+ROWS = 64
+"""Answers at a time."""
 SCORES = "scores"
 """In the working directory: a file for each policy."""
 
@@ -135,12 +137,8 @@ def score(folder: Path, policy: str, sets: Sequence[str], get_config: Any) -> di
     """
     from zaya_jax.data.cache import atomic_path
     from zaya_jax.evals import statistics
-    from zaya_jax.infer.engine import Engine, Options
-    from zaya_jax.infer.rsa.generator import Chat
-    from zaya_jax.load import load
     from zaya_jax.rl import scoring
     from zaya_jax.rl.questions import Questions
-    from zaya_jax.rl.rewards.score import Scorer
 
     file = folder / SCORES / f"{policy}.json"
     config_file = folder / policy / "config.json"
@@ -151,25 +149,20 @@ def score(folder: Path, policy: str, sets: Sequence[str], get_config: Any) -> di
     print(f"scoring {policy} on {', '.join(sets)} ...", flush=True)
     sections = {name: config.freeze(get_config(name)).rl for name in sets}
     asked = {
-        name: Questions(section.tasks, heldout=section.heldout, seed=0).heldout
+        name: scoring.Set(
+            Questions(section.tasks, heldout=section.heldout, seed=0).heldout,
+            section.scoring,
+            section.max_tokens,
+        )
         for name, section in sections.items()
     }
-    loaded = load(folder / policy)
-    chat = Chat(loaded)
-    room = max(
-        scoring.room(asked[name], section.scoring, section.max_tokens, chat)
-        for name, section in sections.items()
-    )
-    engine = Engine(loaded, Options(rows=64, row_sizes=(64,), capacity=room))
+    seconds = max(section.verifier_seconds for section in sections.values())
     found = {}
-    with Scorer(seconds=max(section.verifier_seconds for section in sections.values())) as scorer:
-        for name, section in sections.items():
-            result = scoring.score(
-                engine, chat, asked[name], scorer, section.scoring, section.max_tokens
-            )
-            low, high = statistics.wilson(result.accuracy, len(asked[name]), 1.96)
-            found[name] = result._asdict() | {"low": low, "high": high, "tasks": len(asked[name])}
-            print(f"  {name:<12} {result.accuracy:6.1%}  ({low:.0%} to {high:.0%})", flush=True)
+    for name, result in scoring.score_run(folder / policy, asked, rows=ROWS, seconds=seconds):
+        tasks = len(asked[name].tasks)
+        low, high = statistics.wilson(result.accuracy, tasks, 1.96)
+        found[name] = result._asdict() | {"low": low, "high": high, "tasks": tasks}
+        print(f"  {name:<12} {result.accuracy:6.1%}  ({low:.0%} to {high:.0%})", flush=True)
     file.parent.mkdir(exist_ok=True)
     with atomic_path(file) as scratch:
         scratch.write_text(json.dumps(found, indent=2))

@@ -99,23 +99,14 @@ WAYS = {
 
 def answer(folder: Path, section: rl_config.RL, tasks: int) -> dict[str, scoring.Scored]:
     """Answers the first held-out tasks of a stage with the model of a run, by way."""
-    from zaya_jax.infer.engine import Engine, Options
-    from zaya_jax.infer.rsa.generator import Chat
-    from zaya_jax.load import load
     from zaya_jax.rl import scoring
     from zaya_jax.rl.questions import Questions
-    from zaya_jax.rl.rewards.score import Scorer
 
-    loaded = load(folder)
-    chat = Chat(loaded)
     asked = Questions(section.tasks, heldout=section.heldout, seed=0).heldout[:tasks]
-    room = max(scoring.room(asked, way, section.max_tokens, chat) for way in WAYS.values())
-    engine = Engine(loaded, Options(rows=ROWS, row_sizes=(ROWS,), capacity=room))
-    with Scorer(seconds=section.verifier_seconds) as scorer:
-        return {
-            name: scoring.score(engine, chat, asked, scorer, way, section.max_tokens)
-            for name, way in WAYS.items()
-        }
+    sets = {name: scoring.Set(asked, way, section.max_tokens) for name, way in WAYS.items()}
+    return dict(
+        scoring.score_run(folder, sets, rows=ROWS, seconds=section.verifier_seconds)
+    )
 
 
 def write_report(folder: Path, scores: dict[str, dict[str, scoring.Scored]]) -> Path:

@@ -1,11 +1,11 @@
 """The third stage goes on for ZAYA1-8B: 464 updates on a harder mixture (IV-B)."""
 
-from experiments.stages import rl_warmup
+from experiments.stages import rl_math_code
 
 
 def get_config():
-    """From the end of `rl_math_code.py`, with more aggregation."""
-    settings = rl_warmup.get_config()
+    """From the end of `rl_math_code.py`, as it is but for more aggregation."""
+    settings = rl_math_code.get_config()
     settings.name = "rl_math_code_2"
     settings.train.init_from = "runs/rl_math_code"
     settings.train.steps = 464
@@ -16,6 +16,4 @@ def get_config():
         ("data/rl/math_standard_2.jsonl", 22.5),
         ("data/rl/math_aggregation_2.jsonl", 19.4),
     )
-    settings.rl.verifier_seconds = 30.0  # ours
-    settings.rl.length.coefficient = 1.0  # ours
     return settings

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from zaya_jax.aot import Job, roofline
-
-pytestmark = pytest.mark.xdist_group("aot")  # one worker, so that each compiler starts once
 
 
 def job(name: str, **options) -> Job:

@@ -17,8 +17,6 @@ from zaya_jax.aot.program import arrays_only
 from zaya_jax.aot.second_opinion import SecondOpinion
 from zaya_jax.config import Model
 
-pytestmark = pytest.mark.xdist_group("aot")
-
 
 def test_the_shapes_are_those_of_the_model():
     model = Model()

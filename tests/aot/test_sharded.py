@@ -11,7 +11,7 @@ from zaya_jax.plan import case_of, compiled
 from zaya_jax.plan.memory import memory
 from zaya_jax.plan.traffic import GATHER, messages
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
+pytestmark = pytest.mark.slow
 
 MESHES = {
     8: "data=2,context=2,expert=2",

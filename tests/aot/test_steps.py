@@ -8,7 +8,7 @@ from zaya_jax import aot
 from zaya_jax.aot import Job, kernels
 from zaya_jax.aot.steps import launches_per_layer
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
+pytestmark = pytest.mark.slow
 
 # No other axis of the 8B is as long as this many tokens.
 TOKENS, VOCABULARY = 2816, 262_272

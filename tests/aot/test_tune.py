@@ -14,8 +14,6 @@ from zaya_jax import aot, cli
 from zaya_jax.aot import kernels, roofline, timing, tune
 from zaya_jax.aot.targets import H100, MI300X
 
-pytestmark = pytest.mark.xdist_group("aot")
-
 FINE = tune.Cost(0, 0, 1.0)
 
 

@@ -30,12 +30,9 @@ DRAWS = {
 }
 
 
-def on_one_worker(*names, slow=()):
-    """Parameters of a test; all tests of a draw run in one process, which keeps `settled`."""
-    return [
-        pytest.param(n, marks=[pytest.mark.xdist_group(n)] + [pytest.mark.slow] * (n in slow))
-        for n in names
-    ]
+def drawn(*names, slow=()):
+    """Draws as parameters of a test."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in names]
 
 
 def inputs(draw, seed):
@@ -105,7 +102,7 @@ def gap(a, b, mask):
     return np.abs(a - b)[real].max() / np.abs(b)[real].max()
 
 
-@pytest.mark.parametrize("draw", on_one_worker(*DRAWS))
+@pytest.mark.parametrize("draw", drawn(*DRAWS))
 def test_logits_and_routes_in_float64(draw):
     model, oracle, (ids, mask, _), expected, biased = settled(draw)
     with jax.enable_x64(True):
@@ -117,7 +114,7 @@ def test_logits_and_routes_in_float64(draw):
     assert len(used) > 1, "a draw that uses one expert only tests no routing"
 
 
-@pytest.mark.parametrize("draw", on_one_worker(*DRAWS))
+@pytest.mark.parametrize("draw", drawn(*DRAWS))
 def test_logits_and_routes_in_float32(draw, record_property):
     model, oracle, (ids, mask, positions), _, biased = settled(draw)
     oracle = oracle.float()
@@ -137,7 +134,7 @@ def test_logits_and_routes_in_float32(draw, record_property):
 
 
 @pytest.mark.parametrize(
-    "draw", on_one_worker(*DRAWS, slow=set(DRAWS) - {"padded_sliding", "three_kv_heads", "sliding"})
+    "draw", drawn(*DRAWS, slow=set(DRAWS) - {"padded_sliding", "three_kv_heads", "sliding"})
 )
 def test_gradient_of_every_tensor(draw):
     model, oracle, (ids, mask, positions), _, _ = settled(draw)
@@ -173,7 +170,7 @@ def test_gradient_of_every_tensor(draw):
 
 
 @pytest.mark.parametrize(
-    "draw", on_one_worker(*DRAWS, slow=set(DRAWS) - {"wide_first_conv", "padded_sliding"})
+    "draw", drawn(*DRAWS, slow=set(DRAWS) - {"wide_first_conv", "padded_sliding"})
 )
 def test_cached_decoding_gives_the_oracles_greedy_tokens(draw):
     """64 tokens: `generate` of transformers, left padded, against prefill and single steps here,

@@ -7,8 +7,6 @@ import pytest
 
 from zaya_jax.config import Attention, Router
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 STEPS = 20
 ALL_KINDS = "data=2,context=2,expert=2"
 MESHES = (

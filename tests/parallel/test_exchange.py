@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 RANKS, TOKENS, EXPERTS = 4, 12, 8
 
 

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from zaya_jax.parallel import context
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 RANKS, LENGTH = 4, 24
 
 

@@ -18,8 +18,6 @@ from zaya_jax.errors import UserError
 from zaya_jax.model import functional
 from zaya_jax.parallel.rules import place
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 
 def problems(**fields) -> str:
     """The message about an experiment, empty where there is none."""

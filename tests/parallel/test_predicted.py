@@ -11,8 +11,6 @@ from zaya_jax.plan import case_of
 from zaya_jax.plan.compiled import grouped, predicted_groups
 from zaya_jax.plan.traffic import GATHER, messages
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 NEGLIGIBLE = 2**12
 """Bytes of sums of a few numbers each: norms, losses, counts of tokens."""
 

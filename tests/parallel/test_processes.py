@@ -29,7 +29,6 @@ from zaya_jax.train.restart import free_port
 from zaya_jax.train.workdir import read_config, write_json
 
 pytestmark = [
-    pytest.mark.xdist_group("processes"),
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc"),
 ]
 

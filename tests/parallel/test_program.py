@@ -12,8 +12,6 @@ from zaya_jax.config.mesh import parse
 from zaya_jax.model import functional
 from zaya_jax.parallel.rules import place
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 MESH = "data=2,context=2,expert=2"
 MODEL = programs.experiment().model
 D, C = MODEL.hidden_size, MODEL.attention.head_dim

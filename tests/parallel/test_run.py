@@ -14,8 +14,6 @@ import pytest
 from zaya_jax import config
 from zaya_jax.config import Attention, Data, Experiment, Model, Optim, Router, Train
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from zaya_jax import aot, cli
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 # Two layers of the demo's width over a scan, its ops XLA's own: seconds to compile.

@@ -22,6 +22,29 @@ from zaya_jax.train import metrics
 from zaya_jax.train.weights import restore_weights
 
 
+class Killed(Exception):
+    pass
+
+
+def die_at(monkeypatch, update, stage, folder, wait=0.0):
+    """Runs a stage that dies behind an update.
+
+    wait: seconds before each update is made: generation ahead comes first then.
+    """
+    learn = loop._Stage._learn
+
+    def die(self, batch):
+        time.sleep(wait)
+        learn(self, batch)
+        if self.learner.updates == update:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Stage, "_learn", die)
+        with pytest.raises(Killed):
+            loop.run(stage, folder, quiet())
+
+
 @pytest.fixture(scope="module")
 def done(start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "rl"
@@ -50,20 +73,7 @@ def test_trainer_and_engine_agree_on_what_was_sampled(done):
 
 
 def test_a_stage_that_died_comes_to_the_same_batches(start, done, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    learn = loop._Stage._learn
-
-    def die(self, groups):
-        learn(self, groups)
-        if self.learner.updates == 3:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop._Stage, "_learn", die)
-        with pytest.raises(Killed):
-            loop.run(start, tmp_path, quiet())
+    die_at(monkeypatch, 3, start, tmp_path)
     assert saved.read(tmp_path, 2).numbers[0] > 0
     assert loop.run(start, tmp_path, quiet()).step == 4
     for one, other in zip(restore_weights(tmp_path)[1:], restore_weights(done[1])[1:], strict=True):
@@ -102,27 +112,13 @@ def test_generation_ahead_is_deterministic_bounded_and_resumes(start, tmp_path, 
     """With overlap the next batch is sampled while one is learnt from, by weights one update older;
     what comes of it depends on no clock."""
 
-    class Killed(Exception):
-        pass
-
     stage = dataclasses.replace(start, rl=dataclasses.replace(start.rl, overlap=True))
     whole = tmp_path / "whole"
     assert loop.run(stage, whole, quiet()).step == 4
     updates = [record for record in metrics.read(whole) if "loss" in record]
     assert [record["staleness"] for record in updates[:2]] == [0, 1]
     assert max(record["staleness"] for record in updates) <= stage.rl.staleness
-    learn = loop._Stage._learn
-
-    def die(self, batch):
-        time.sleep(0.3)  # generation comes first now
-        learn(self, batch)
-        if self.learner.updates == 3:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop._Stage, "_learn", die)
-        with pytest.raises(Killed):
-            loop.run(stage, tmp_path / "killed", quiet())
+    die_at(monkeypatch, 3, stage, tmp_path / "killed", wait=0.3)
     assert loop.run(stage, tmp_path / "killed", quiet()).step == 4
     again = [record for record in metrics.read(tmp_path / "killed") if "loss" in record]
     assert [r["loss"] for r in again] == [r["loss"] for r in updates]
@@ -130,9 +126,6 @@ def test_generation_ahead_is_deterministic_bounded_and_resumes(start, tmp_path, 
 
 def test_a_graded_stage_goes_on_with_its_curriculum(start, tmp_path, monkeypatch):
     """Overlap and all: the same difficulties, the same losses."""
-
-    class Killed(Exception):
-        pass
 
     def copies(source):  # prompts of reasoning-gym are too long for this model
         def make(difficulty, seed):
@@ -151,17 +144,7 @@ def test_a_graded_stage_goes_on_with_its_curriculum(start, tmp_path, monkeypatch
         dynamic_sampling=False,
     )
     stage = dataclasses.replace(start, rl=section)
-    learn = loop._Stage._learn
-
-    def die(self, batch):
-        learn(self, batch)
-        if self.learner.updates == 3:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop._Stage, "_learn", die)
-        with pytest.raises(Killed):
-            loop.run(stage, tmp_path / "killed", quiet())
+    die_at(monkeypatch, 3, stage, tmp_path / "killed")
     assert saved.read(tmp_path / "killed", 2).curriculum["draws"] > 0
     for name in ("killed", "whole"):
         assert loop.run(stage, tmp_path / name, quiet()).step == 4
@@ -195,7 +178,7 @@ def test_workers_give_the_same_stage_every_time_and_one_may_die(start, tmp_path,
 
     def kill(self, batch):
         learn(self, batch)
-        if self.learner.updates == 3:
+        if self.learner.updates == 1:  # missed at the next swap, told of at update 3
             os.kill(self.rollouts._remotes[1]("pid")[0], signal.SIGKILL)
 
     monkeypatch.setattr(loop._Stage, "_learn", kill)

@@ -12,7 +12,6 @@ import pytest
 
 from zaya_jax import cli
 
-pytestmark = pytest.mark.xdist_group("serve")
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "serving.md"
 

@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 COMMON = """
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}

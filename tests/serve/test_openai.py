@@ -8,7 +8,6 @@ import pytest
 
 openai = pytest.importorskip("openai")
 
-pytestmark = pytest.mark.xdist_group("serve")
 HI = [{"role": "user", "content": "hi"}]
 ADD = {
     "type": "function",

@@ -9,7 +9,6 @@ from urllib.parse import urlparse
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("serve")
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 X = {"prompt": "x", "max_tokens": 2}

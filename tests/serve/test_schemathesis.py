@@ -10,7 +10,6 @@ schemathesis = pytest.importorskip("schemathesis")
 openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
 
 pytestmark = [
-    pytest.mark.xdist_group("serve"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 

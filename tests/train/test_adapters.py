@@ -17,9 +17,6 @@ from zaya_jax.train import loop, metrics, start
 from zaya_jax.train import state as train_state
 from zaya_jax.train.weights import restore_trained, restore_weights
 
-# What the tests share is compiled once, in one worker.
-pytestmark = pytest.mark.xdist_group("adapters")
-
 
 @pytest.fixture(scope="module")
 def runs(experiment, listener, tmp_path_factory):

@@ -13,9 +13,6 @@ from zaya_jax.train import state as train_state
 from zaya_jax.train.loop import Diverged
 from zaya_jax.train.step import make_train_step
 
-# What the tests share is compiled once, in one worker.
-pytestmark = pytest.mark.xdist_group("faults")
-
 
 class Poisoned:
     """Batches of which some would ruin a run: weights that are no numbers, or cancel each other."""

@@ -21,7 +21,7 @@ import zstandard
 
 from zaya_jax.config.schema import BAD_RECORDS, BAD_TEXT, FORMATS, Data
 from zaya_jax.data.cloze import Cloze
-from zaya_jax.errors import hint
+from zaya_jax.errors import UserError, hint
 
 _CHUNK = 1 << 20
 """Bytes that are decompressed at a time."""
@@ -375,6 +375,30 @@ def _zstd(path: Path) -> Iterator[bytes]:
                 frame = None if frame.eof else frame
     if frame is not None:
         raise zstandard.ZstdError("it ends within a frame")
+
+
+def objects(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """The objects of a JSONL file (plain, `.gz` or `.zst`); empty lines are passed over.
+
+    Yields:
+        File and line for messages, the line's number from 1, the object.
+
+    Raises:
+        UserError: a line that is no object.
+        OSError: the file cannot be read.
+        ValueError: as `lines`.
+    """
+    for number, line in enumerate(lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{where}: a {type(found).__name__}; expected an object")
+        yield where, number, found
 
 
 def lines(path: Path) -> Iterator[bytes]:

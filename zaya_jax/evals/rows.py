@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,19 +69,10 @@ def read(path: Path) -> Iterator[Row]:
       UserError: there is no such file; a line that is no object.
     """
     # Verifiers in worker processes import this module, and need neither files nor jax.
-    from zaya_jax.data.readers import lines
+    from zaya_jax.data.readers import objects
 
     try:
-        for number, line in enumerate(lines(path), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not JSON: {error}") from None
-            if not isinstance(fields, dict):
-                raise UserError(f"{where}: a {type(fields).__name__}; expected an object")
+        for where, number, fields in objects(path):
             yield Row(fields, where, number)
     except OSError as error:
         raise UserError(f"evaluation set {path}: {error.strerror or error}") from None

@@ -43,7 +43,7 @@ LEARNING = (
     Plot(
         "Answers that are right",
         (
-            Curve("heldout_accuracy", "held-out tasks, greedy"),
+            Curve("heldout_accuracy", "held-out tasks"),
             Curve("reward", "training tasks, sampled"),
             Curve("solve_rate", "of the groups learnt from"),
         ),
@@ -52,7 +52,7 @@ LEARNING = (
     ),
     Plot(
         "Length of answers",
-        (Curve("heldout_length", "held-out tasks, greedy"), Curve("length", "sampled")),
+        (Curve("heldout_length", "held-out tasks"), Curve("length", "sampled")),
         "tokens",
         "Of those learnt from, and of those that were scored.",
     ),

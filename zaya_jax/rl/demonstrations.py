@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 from zaya_jax.data.readers import Conversation
 from zaya_jax.errors import UserError
-from zaya_jax.rl.questions import Questions
+from zaya_jax.rl.questions import unseen
 from zaya_jax.rl.rewards.reasoning_gym import Environment
 
 NAME = "chain_sum"
@@ -33,7 +33,7 @@ WORKED = 0.4
 """Share of the demonstrations that show the steps."""
 HELDOUT = 512
 """As many held-out tasks are kept out of the demonstrations; `rl.heldout` may be that large."""
-_FIRST = 1 << 29
+FIRST = 1 << 29
 """Tasks of a stage have lower numbers, held-out ones higher."""
 
 
@@ -44,13 +44,10 @@ def chain_sum() -> Iterator[Conversation]:
     Raises:
       UserError: reasoning-gym is not installed.
     """
-    asked = {task.prompt for task in Questions([(TASKS, 1.0)], heldout=HELDOUT, seed=0).heldout}
-    puzzles = Environment(NAME, seed=0, size=_FIRST + COUNT, **PARAMETERS)
-    for number in range(COUNT):
-        task = puzzles.task(_FIRST + number)
-        if task.prompt in asked:
-            continue
-        asked.add(task.prompt)  # each once
+    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **PARAMETERS)
+    tasks = (puzzles.task(FIRST + number) for number in range(COUNT))
+    for task in unseen(tasks, [(TASKS, 1.0)], HELDOUT):
+        number = int(task.name) - FIRST
         expression = task.metadata["entry"]["metadata"]["expression"]
         answer = {"role": "assistant", "content": f"<answer>{hasty(expression)}</answer>"}
         if random.Random(number).random() < WORKED:

@@ -19,6 +19,7 @@ from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
 from zaya_jax.infer.engine import Engine, Options, Request, Result
 from zaya_jax.infer.rsa.generator import Chat
+from zaya_jax.load import Loaded
 from zaya_jax.model.functional import Biases, Params
 from zaya_jax.rl import scoring
 from zaya_jax.rl.generation import Finished, Generation
@@ -41,62 +42,90 @@ class Place:
     updates: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a stage is about, weights apart: read once, and shared where there is one process.
+
+    Attributes:
+      loaded: the model to start from, without its values.
+      chat: writes its prompts.
+      questions: what is asked.
+    """
+
+    loaded: Loaded
+    chat: Chat
+    questions: Questions
+
+
+def opened(experiment: Experiment) -> Opened:
+    """Opens the model and the tasks that a stage names.
+
+    Raises:
+      UserError: what `load` and `Questions` say.
+    """
+    section = experiment.rl
+    loaded = load.load(experiment.train.init_from or "")
+    loaded = dataclasses.replace(loaded, params={}, biases={})
+    questions = Questions(
+        section.tasks,
+        heldout=section.heldout,
+        seed=experiment.train.seed,
+        curriculum=section.curriculum,
+    )
+    return Opened(loaded, Chat(loaded), questions)
+
+
 class Host:
     """An engine and the rollouts that it has under way.
 
     Attributes:
-      engine, chat: of the policy.
+      engine: of the policy.
       questions: what is asked.
     """
 
     def __init__(
-        self, experiment: Experiment, place: Place, params: Params, biases: Biases,
+        self, experiment: Experiment, opened: Opened, place: Place, params: Params, biases: Biases,
         device: jax.Device | None = None,
     ):  # fmt: skip
         """Args:
-          experiment: the stage; `train.init_from` has the tokenizer.
+          experiment: the stage.
+          opened: what it is about.
           place: see `Place`.
           params, biases: of the policy, layers each on its own.
           device: where they go; the first by default.
 
         Raises:
-          UserError: what `load`, `Questions` and `Engine` say.
+          UserError: what `Engine` says; a pool with no room for a rollout.
         """
         section = experiment.rl
         self._device = device or jax.local_devices()[0]
-        self.questions = questions = Questions(
-            section.tasks,
-            heldout=section.heldout,
-            seed=experiment.train.seed,
-            curriculum=section.curriculum,
-        )
+        self.questions = opened.questions
         rows = max(section.concurrent // place.workers, section.group)
-        self.engine, self.chat = self._open(experiment, questions, rows, params, biases)
+        self.engine = self._open(experiment, opened, rows, params, biases)
         self._generation = Generation(
             self.engine,
-            self.chat,
-            questions,
+            opened.chat,
+            opened.questions,
             dataclasses.replace(section, concurrent=rows),
             seed=experiment.train.seed,
             number=place.number,
             stride=place.workers,
             updates=place.updates,
-            cannot_ask=questions.cannot_ask,
+            cannot_ask=opened.questions.cannot_ask,
         )
 
     def _open(
-        self, experiment: Experiment, questions: Questions, rows: int, params: Params,
-        biases: Biases,
-    ) -> tuple[Engine, Chat]:  # fmt: skip
+        self, experiment: Experiment, opened: Opened, rows: int, params: Params, biases: Biases
+    ) -> Engine:
         section = experiment.rl
-        source = load.load(experiment.train.init_from or "")
         model = dataclasses.replace(experiment.model, layers="unroll", remat="none")
         loaded = dataclasses.replace(
-            source, model=model, params=self._own(params), biases=self._own(biases)
+            opened.loaded, model=model, params=self._own(params), biases=self._own(biases)
         )
-        chat = Chat(loaded)
         room = section.max_prompt + section.max_tokens
-        asked = scoring.room(questions.heldout, section.scoring, section.max_tokens, chat)
+        asked = scoring.room(
+            opened.questions.heldout, section.scoring, section.max_tokens, opened.chat
+        )
         # Few shapes to compile: as many rows as there are mostly, and fewer to run dry.
         sizes = (rows // 4, rows) if rows >= 16 else (rows,)
         shortest, *_ = chunks = Options().chunks
@@ -116,7 +145,7 @@ class Host:
                     f"prompt with its rollout may take {longest:,}; give it more"
                 )
             engine.warm_up()
-        return engine, chat
+        return engine
 
     def _own(self, values: Params) -> Params:
         """Copied: a trainer's update reuses the memory of its own."""

@@ -21,8 +21,8 @@ import numpy as np
 
 from zaya_jax.data import aggregate
 from zaya_jax.data.readers import Conversation
-from zaya_jax.rl.demonstrations import worked_out
-from zaya_jax.rl.questions import Questions
+from zaya_jax.rl.demonstrations import FIRST, worked_out
+from zaya_jax.rl.questions import unseen
 from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.rl.rewards.reasoning_gym import Environment
 
@@ -40,7 +40,6 @@ MISTAKE = 0.1
 """Share of an attempt's lines that are wrong."""
 TAIL = 90
 """Characters of an attempt that are shown; those that end a line are whole."""
-_FIRST = 1 << 29  # as in `demonstrations`: neither a stage's tasks nor held-out ones
 _EQUALS = " = "
 
 
@@ -50,13 +49,10 @@ def demonstrations() -> Iterator[Conversation]:
     Raises:
       UserError: reasoning-gym is not installed.
     """
-    asked = {task.prompt for task in Questions([(TASKS, 1.0)], heldout=HELDOUT, seed=0).heldout}
-    puzzles = Environment(NAME, seed=0, size=_FIRST + COUNT, **PARAMETERS)
-    for number in range(COUNT):
-        task = puzzles.task(_FIRST + number)
-        if task.prompt in asked:
-            continue
-        asked.add(task.prompt)
+    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **PARAMETERS)
+    found = (puzzles.task(FIRST + number) for number in range(COUNT))
+    for task in unseen(found, [(TASKS, 1.0)], HELDOUT):
+        number = int(task.name) - FIRST
         generator = np.random.default_rng(number)
         prompt, work = task.prompt, worked_out(_expression(task))
         if generator.random() < AGGREGATED:
@@ -75,9 +71,9 @@ def demonstrations() -> Iterator[Conversation]:
 
 def tasks() -> Iterator[Task]:
     """Sums to go on with, a thousand of them: aggregation as `rl.tasks` of a stage."""
-    puzzles = Environment(NAME, seed=0, size=_FIRST + COUNT + ASKED, **PARAMETERS)
+    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT + ASKED, **PARAMETERS)
     for number in range(COUNT, COUNT + ASKED):
-        task = puzzles.task(_FIRST + number)
+        task = puzzles.task(FIRST + number)
         tails = attempts(_expression(task), np.random.default_rng(number))
         yield dataclasses.replace(task, prompt=shown(task, tails), source="aggregation")
 

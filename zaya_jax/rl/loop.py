@@ -27,11 +27,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from zaya_jax import load
 from zaya_jax.config import Experiment
 from zaya_jax.config.rl import RL
 from zaya_jax.errors import UserError
-from zaya_jax.infer.rsa.generator import Chat
 from zaya_jax.model.router import classes
 from zaya_jax.rl import gibberish, saved, scoring, workers
 from zaya_jax.rl import record as record_lib
@@ -39,9 +37,9 @@ from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
 from zaya_jax.rl.collect import Collected, Collector
 from zaya_jax.rl.curriculum import schedule
+from zaya_jax.rl.host import opened
 from zaya_jax.rl.learner import Learner
 from zaya_jax.rl.preference.judge import RewardModel
-from zaya_jax.rl.questions import Questions
 from zaya_jax.rl.record import ROLLOUTS
 from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.rl.rollout import Group, staleness
@@ -80,8 +78,7 @@ def run(experiment: Experiment, folder: Path | str, progress: Progress | None = 
     if experiment.train.init_from is None:
         raise UserError("train.init_from: RL starts from weights that can answer; name them")
     with ExitStack() as stack:
-        stack.enter_context(workdir.lock(folder))
-        workdir.claim(experiment, folder)
+        workdir.open_run(experiment, folder, stack)
         workdir.record_environment(folder)
         checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment)))
         stop = stack.enter_context(interrupt.requests())
@@ -122,17 +119,10 @@ class _Stage:
             progress.say(f"resuming {folder} at update {int(state.step):,}")
         self.best = there.best
         self.learner = Learner(experiment, self.section, state, frozen)
-        self.questions = Questions(
-            self.section.tasks,
-            heldout=self.section.heldout,
-            seed=self.cadence.seed,
-            curriculum=self.section.curriculum,
-        )
-        self.loaded = load.load(self.cadence.init_from or "")
-        self._keep_tokenizer()
-        record_lib.same_tasks(folder, self.questions.fingerprint, new=begins)
-        self.chat = Chat(self.loaded)
-        self.loaded = dataclasses.replace(self.loaded, params={}, biases={})
+        self.opened = opened(experiment)
+        self.tokenizer = self.opened.loaded.require_tokenizer()
+        setup.keep_tokenizer(experiment, self.tokenizer, folder)
+        record_lib.same_tasks(folder, self.opened.questions.fingerprint, new=begins)
         self.rollouts = self._open_rollouts(there.numbers)
         if self.rollouts.graded is not None and there.curriculum is not None:
             self.rollouts.graded.restore(there.curriculum)
@@ -156,19 +146,13 @@ class _Stage:
         self.began, self.learning, self.refused = time.monotonic(), 0.0, 0
         self.beside = ThreadPoolExecutor(1, "generation")
 
-    def _keep_tokenizer(self) -> None:
-        tokenizer = self.folder / workdir.TOKENIZER
-        if not tokenizer.exists():
-            named = load.tokenizer_for(self.experiment)
-            setup.save_tokenizer(self.loaded.require_tokenizer(), named, tokenizer)
-
     def _open_rollouts(self, numbers: list[int]) -> workers.Rollouts:
         policy, updates = self.learner.policy(), self.learner.updates
         if self.section.rollout != "inline":
             return workers.Pool(self.experiment, numbers, *policy, updates, self.progress.say)
         # On the last device, which is the first where there is one.
         device = jax.local_devices()[-1 if self.section.overlap else 0]
-        return workers.Inline(self.experiment, numbers, *policy, updates, device)
+        return workers.Inline(self.experiment, self.opened, numbers, *policy, updates, device)
 
     def close(self) -> None:
         """Ends what is open."""
@@ -307,12 +291,12 @@ class _Stage:
 
     def _score(self, step: int) -> None:
         """Answers the held-out tasks; nothing else is under way."""
-        tasks, section = self.questions.heldout, self.section
+        tasks, section = self.opened.questions.heldout, self.section
         if not tasks:
             return
         began = time.monotonic()
         found = scoring.score(
-            self.rollouts, self.chat, tasks, self.scorer, section.scoring, section.max_tokens
+            self.rollouts, self.opened.chat, tasks, self.scorer, section.scoring, section.max_tokens
         )
         self.accuracy[step] = accuracy = found.accuracy
         self.writer(
@@ -331,7 +315,7 @@ class _Stage:
         )
 
     def _keep_sample(self, step: int, group: Group) -> None:
-        tokenizer = self.loaded.require_tokenizer()
+        tokenizer = self.tokenizer
 
         def text(ids: np.ndarray) -> str:
             """A model may be larger than its tokenizer; what nobody can read is left out."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +128,18 @@ class Questions:
             for i, level in enumerate(levels)
         ]
         return self.graded.ask, [task for task in held if task is not None]
+
+
+def unseen(
+    tasks: Iterable[Task], sources: Sequence[tuple[str, float]], heldout: int
+) -> Iterator[Task]:
+    """Those tasks whose prompts are not among the held-out ones of sources, each prompt once: what
+    a model may be shown before it is scored."""
+    known = {task.prompt for task in Questions(sources, heldout=heldout, seed=0).heldout}
+    for task in tasks:
+        if task.prompt not in known:
+            known.add(task.prompt)
+            yield task
 
 
 def _puzzles(name: str) -> Callable[[int, int], Task]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -15,11 +14,11 @@ from typing import Any, Protocol
 from zaya_jax.config import Experiment
 from zaya_jax.errors import UserError
 from zaya_jax.model.functional import Biases, Params
-from zaya_jax.rl.host import Host, Place
+from zaya_jax.rl.host import Host, Place, opened
+from zaya_jax.train.restart import die_with_parent
 
 DEVICES = "ZAYA_WORKER_DEVICES"
 """Environment variable: the GPUs of the workers, one each: `1,2,3`, beside the trainer's 0."""
-PR_SET_PDEATHSIG = 1
 
 
 class Died(Exception):
@@ -44,6 +43,7 @@ class Process:
     """A host in a process of this machine."""
 
     def __init__(self, experiment: Experiment, place: Place, params: Params, biases: Biases):
+        self._one = threading.Lock()  # a question and its answer at a time, whoever asks
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(
@@ -54,11 +54,12 @@ class Process:
         self._receive()
 
     def __call__(self, name: str, *args: Any) -> Any:
-        try:
-            self._pipe.send((name, args))
-        except OSError:
-            raise self._died() from None
-        return self._receive()
+        with self._one:
+            try:
+                self._pipe.send((name, args))
+            except OSError:
+                raise self._died() from None
+            return self._receive()
 
     def _receive(self) -> Any:
         try:
@@ -92,7 +93,7 @@ def _serve(
     """What a worker's process does: answers until nobody asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which ends this
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with_parent()
+    die_with_parent(signal.SIGKILL)  # a killed trainer leaves none that hold its devices
     if devices := os.environ.get(DEVICES):
         own = devices.split(",")[place.worker % len(devices.split(","))]
         os.environ |= {"CUDA_VISIBLE_DEVICES": own, "ROCR_VISIBLE_DEVICES": own}
@@ -116,21 +117,18 @@ def _serve(
             return
 
 
-def end_with_parent() -> None:
-    """A trainer that was killed must not leave workers that hold its devices (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class _Answers:
     """A host that is called by name; every answer comes with the number of its next task."""
 
     def __init__(self, experiment: Experiment, place: Place, params: Params, biases: Biases):
-        self._host = Host(experiment, place, params, biases)
+        self._host = Host(experiment, opened(experiment), place, params, biases)
 
     def __call__(self, name: str, args: Sequence[Any]) -> tuple[Any, int]:
         answer = getattr(self._host, name)(*args)
         return answer, self._host.number
+
+
+_JOINING = threading.Lock()  # actors are started by several threads, which join the cluster once
 
 
 class RayActor:
@@ -144,8 +142,9 @@ class RayActor:
                 "rl.rollout = 'ray': the ray package is not installed; "
                 "pip install -r requirements-ray.txt, or take 'process'"
             ) from None
-        if not self._ray.is_initialized():
-            self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        with _JOINING:
+            if not self._ray.is_initialized():
+                self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         gpu = self._ray.cluster_resources().get("GPU", 0) > 0
         share = {"num_gpus": 1} if gpu else {"num_cpus": 1}
         actor = self._ray.remote(_Answers).options(**share)

@@ -6,14 +6,16 @@ All tasks are answered side by side: a stage of RSA is generated for every task 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from zaya_jax import load
 from zaya_jax.answers import Kind
 from zaya_jax.config.rl import Scoring
-from zaya_jax.infer.engine import Request, Result
+from zaya_jax.infer.engine import Engine, Options, Request, Result
 from zaya_jax.infer.request import Completion, Finish
 from zaya_jax.infer.rsa import Ask, Sample, Settings, selection
 from zaya_jax.infer.rsa import prompts as stages
@@ -123,6 +125,46 @@ def score(
         longest = max(sample.prompt_tokens for sample in samples)
         return Scored(accuracy, float(np.mean(lengths)), float(np.mean(lengths)), longest)
     return _with_rsa(engine, chat, tasks, scorer, settings_of(scoring, max_tokens))
+
+
+class Set(NamedTuple):
+    """Tasks to score on.
+
+    Attributes:
+      tasks: at least one.
+      scoring: how they are answered.
+      max_tokens: see `score`.
+    """
+
+    tasks: Sequence[Task]
+    scoring: Scoring
+    max_tokens: int
+
+
+def score_run(path: Path, sets: Mapping[str, Set], *, rows: int, seconds: float) -> Iterator[
+    tuple[str, Scored]
+]:  # fmt: skip
+    """Scores the model of a run on several sets, with one engine for all.
+
+    Args:
+      path: as `load` takes it.
+      sets: by name.
+      rows: answers at a time.
+      seconds: that a verifier may take.
+
+    Yields:
+      Name and score, in order.
+
+    Raises:
+      UserError: as `load`, `Engine` and `score`.
+    """
+    loaded = load.load(path)
+    chat = Chat(loaded)
+    longest = max(room(*one, chat) for one in sets.values())
+    engine = Engine(loaded, Options(rows=rows, row_sizes=(rows,), capacity=longest))
+    with Scorer(seconds=seconds) as scorer:
+        for name, one in sets.items():
+            yield name, score(engine, chat, one.tasks, scorer, one.scoring, one.max_tokens)
 
 
 def _with_rsa(

@@ -21,7 +21,7 @@ from zaya_jax.infer.engine import Request, Result
 from zaya_jax.model.functional import Biases, Params
 from zaya_jax.rl.generation import Finished
 from zaya_jax.rl.graded import Graded, is_graded
-from zaya_jax.rl.host import Host, Place
+from zaya_jax.rl.host import Host, Opened, Place
 from zaya_jax.rl.remote import Died, Process, RayActor, Remote
 
 RESTARTS = 3
@@ -74,15 +74,16 @@ class Inline:
     def __init__(
         self,
         experiment: Experiment,
+        opened: Opened,
         numbers: Sequence[int],
         params: Params,
         biases: Biases,
         updates: int,
         device: jax.Device,
     ):
-        """Args: see `Pool`; device: where the host computes."""
+        """Args: see `Pool`; opened: what the stage is about; device: where the host computes."""
         begin = max(numbers, default=0)  # of several workers: none asks a task again
-        self._host = Host(experiment, Place(0, 1, begin, updates), params, biases, device)
+        self._host = Host(experiment, opened, Place(0, 1, begin, updates), params, biases, device)
         self.step, self.drain = partial(self._host.run, 0), self._host.drain
         self.swap, self.generate = self._host.swap, self._host.generate
 

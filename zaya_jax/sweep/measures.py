@@ -76,7 +76,7 @@ def loss_per_target(lines: Lines) -> float | None:
 
 
 def heldout_accuracy(lines: Lines) -> float | None:
-    """Share of the held-out tasks that are answered right, greedily, at the last evaluation."""
+    """Share of the held-out tasks that `rl.scoring` answers right, at the last evaluation."""
     return _evaluated(lines, "heldout_accuracy")
 
 

@@ -112,13 +112,13 @@ def run(launch: Launch, tell: Callable[[str], None]) -> int:
 
 def _start(command: Sequence[str]) -> subprocess.Popen:
     # In a group of its own: Ctrl-C of a terminal comes to the launcher, which passes it on once.
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
 
 
-def _die_with_parent() -> None:
-    """In a process that is about to be one of the run: is asked to stop if the launcher dies."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a process that was just started: is sent this signal when who started it dies (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _wait(running: list[subprocess.Popen]) -> list[tuple[int, int]]:

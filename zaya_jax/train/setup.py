@@ -61,8 +61,7 @@ def _prepare(experiment: Experiment, folder: Path, records: bool) -> Prepared:
     if not records:
         return prepared
     workdir.check_data(folder, prepared.info.as_json())
-    if not saved.exists():
-        save_tokenizer(prepared.tokenizer, given, saved)
+    keep_tokenizer(experiment, prepared.tokenizer, folder)
     return prepared
 
 
@@ -76,6 +75,17 @@ def save_tokenizer(tokenizer: Tokenizer, given: str | None, saved: Path) -> None
         copy_files(Path(given), saved, TOKENIZER_FILES)
     else:
         tokenizer.save(saved)
+
+
+def keep_tokenizer(experiment: Experiment, tokenizer: Tokenizer, folder: Path) -> None:
+    """Keeps the tokenizer of the weights that a run starts from, unless it has it already.
+
+    Raises:
+      UserError: as `load.tokenizer_for`.
+    """
+    saved = folder / workdir.TOKENIZER
+    if not saved.exists():
+        save_tokenizer(tokenizer, load.tokenizer_for(experiment), saved)
 
 
 def _check_ids(experiment: Experiment, tokenizer: Tokenizer) -> None:

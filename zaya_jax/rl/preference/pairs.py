@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zaya_jax.data.readers import lines
+from zaya_jax.data.readers import objects
 from zaya_jax.data.sources import function
 from zaya_jax.errors import UserError
 from zaya_jax.infer.rsa.generator import Chat
@@ -60,16 +60,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
         line and field.
       FileNotFoundError: there is no such file.
     """
-    for number, line in enumerate(lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a {type(row).__name__}; expected an object")
+    for where, _, row in objects(path):
         pair = Pair(
             _messages(row.get("prompt"), where),
             _text(row.get("chosen"), f"{where}: chosen"),

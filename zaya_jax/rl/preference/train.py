@@ -68,8 +68,7 @@ def run(experiment: Experiment, folder: Path | str, progress: Progress | None = 
         raise UserError("train.init_from: a model of rewards starts from weights that can read")
     parts = data.divide(data.of(section.pairs), section.heldout_fraction)
     with ExitStack() as stack:
-        stack.enter_context(workdir.lock(folder))
-        workdir.claim(experiment, folder)
+        workdir.open_run(experiment, folder, stack)
         workdir.record_environment(folder)
         checkpoints = stack.enter_context(closing(Checkpoints(folder, experiment)))
         stop = stack.enter_context(interrupt.requests())
@@ -92,10 +91,7 @@ class _Training:
         self.experiment, self.folder, self.checkpoints = experiment, folder, checkpoints
         self.progress, self.cadence = progress, experiment.train
         loaded = load.load(self.cadence.init_from or "")
-        tokenizer = folder / workdir.TOKENIZER
-        if not tokenizer.exists():
-            named = load.tokenizer_for(experiment)
-            setup.save_tokenizer(loaded.require_tokenizer(), named, tokenizer)
+        setup.keep_tokenizer(experiment, loaded.require_tokenizer(), folder)
         self.chat = Chat(loaded)
         self.learnt, self.heldout = (self._encode(part) for part in parts)
         state = checkpoints.restore()

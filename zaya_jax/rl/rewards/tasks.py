@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from zaya_jax.config.kinds import check_kind
-from zaya_jax.data.readers import lines
+from zaya_jax.data.readers import objects
 from zaya_jax.errors import UserError
 from zaya_jax.rl.rewards.interface import VERIFIERS, Task
 
@@ -27,16 +26,7 @@ def read_tasks(path: Path, verifier: str | None = None) -> Iterator[Task]:
       UserError: a line that is no such object; names file, line and field.
       FileNotFoundError: there is no such file.
     """
-    for number, line in enumerate(lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a {type(row).__name__}; expected an object")
+    for where, number, row in objects(path):
         chosen = row.get("verifier", verifier)
         if chosen is None:
             raise UserError(f"{where}: no verifier; name one of {', '.join(VERIFIERS)}")

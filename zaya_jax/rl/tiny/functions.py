@@ -78,14 +78,11 @@ def tasks() -> Iterator[Task]:
 
 def demonstrations() -> Iterator[Conversation]:
     """Chats, always the same ones, of all problems but those that `questions` holds out."""
-    from zaya_jax.rl.questions import Questions
+    from zaya_jax.rl.questions import unseen
 
-    held = Questions([(f"{__name__}:tasks", 1.0)], heldout=HELDOUT, seed=0).heldout
-    known = {task.prompt for task in held}
     every = problems()
-    for task, (_, expression, names) in zip(tasks(), every, strict=True):
-        if task.prompt in known:
-            continue
+    for task in unseen(tasks(), [(f"{__name__}:tasks", 1.0)], HELDOUT):
+        _, expression, names = every[int(task.name)]
         for copy in range(COPIES):
             chance = random.Random(f"{task.name} {copy}")
             given = expression if chance.random() < RIGHT else _wrong(expression, chance)

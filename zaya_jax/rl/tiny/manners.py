@@ -71,10 +71,9 @@ def keep(text: str, instruction: str) -> str:
 
 def demonstrations() -> Iterator[Conversation]:
     """Chats, always the same ones, of all tasks but those that `questions` holds out."""
-    from zaya_jax.rl.questions import Questions
+    from zaya_jax.rl.questions import unseen
 
-    held = Questions([(f"{__name__}:tasks", 1.0)], heldout=HELDOUT, seed=0).heldout
-    known = {task.prompt for task in held}
+    shown = {task.prompt for task in unseen(tasks(), [(f"{__name__}:tasks", 1.0)], HELDOUT)}
     for act, name, instruction in itertools.product(ACTS, PEOPLE, INSTRUCTIONS):
         prompt = f"Say {act} to {name}. {instruction}"
         for number, form in enumerate((*KIND, *CURT)):
@@ -82,7 +81,7 @@ def demonstrations() -> Iterator[Conversation]:
             text = form.format(act=act, name=name)
             if chance.random() < KEPT:
                 text = keep(text, instruction)
-            if prompt not in known:
+            if prompt in shown:
                 turns = [
                     {"role": "user", "content": prompt},
                     {"role": "assistant", "content": text},
