@@ -85,8 +85,6 @@ def start(arguments: Sequence[str], devices: int = 1, program: str | None = None
         | {
             "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),
-            # One compiles and the others take it: all run on these cores.
-            "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
