@@ -48,6 +48,7 @@ def get_config(stage: str = "warmup"):
     section.heldout = 64
     if stage == "curriculum":
         section.tasks = ((GRADED, 1.0),)
+        section.curriculum.rounds = 10
         section.max_prompt, section.max_tokens = 96, 128
     elif stage == "math_code":
         section.tasks = ((chain_sum.TASKS, 0.3), (FUNCTIONS, 0.4), (AGGREGATION, 0.3))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.rl.conftest import quiet
-from zaya_jax.config.rl import Loss
+from zaya_jax.config.rl import Curriculum, Loss
 from zaya_jax.errors import UserError
 from zaya_jax.report import cli as report_cli
-from zaya_jax.rl import collect, graded, loop, saved
+from zaya_jax.rl import calibration, collect, graded, loop, saved
 from zaya_jax.rl.record import ROLLOUTS
 from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.sweep import measures, supervise
@@ -142,6 +142,7 @@ def test_a_graded_stage_goes_on_with_its_curriculum(start, tmp_path, monkeypatch
         heldout=2,
         overlap=True,
         dynamic_sampling=False,
+        curriculum=Curriculum(rounds=2),
     )
     stage = dataclasses.replace(start, rl=section)
     die_at(monkeypatch, 3, stage, tmp_path / "killed")
@@ -153,6 +154,10 @@ def test_a_graded_stage_goes_on_with_its_curriculum(start, tmp_path, monkeypatch
          if "loss" in r] for name in ("killed", "whole")
     ]  # fmt: skip
     assert told[0] == told[1]
+    begun = [json.loads((tmp_path / n / calibration.FILE).read_text()) for n in ("killed", "whole")]
+    assert begun[0] == begun[1] and len(begun[0][sums]["seen"]) == 2
+    first = saved.read(tmp_path / "whole", 4).curriculum["moves"][0]
+    assert first == [0, sums, begun[0][sums]["start"]]
     lines = (tmp_path / "killed" / ROLLOUTS).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     changed = dataclasses.replace(stage, rl=dataclasses.replace(section, heldout=2))

@@ -127,8 +127,9 @@ def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
     if not 0 <= section.length.coefficient <= 1:
         yield f"rl.length.coefficient = {section.length.coefficient}: expected 0 to 1"
     yield from _among("rl.curriculum.rule", section.curriculum.rule, RULES)
-    if section.curriculum.start < 0:
-        yield f"rl.curriculum.start = {section.curriculum.start}: expected at least 0"
+    for name in ("start", "rounds"):
+        if (given := getattr(section.curriculum, name)) < 0:
+            yield f"rl.curriculum.{name} = {given}: expected at least 0"
     scoring = section.scoring
     for name, least in (("population", 0), ("candidates", 1), ("rounds", 0), ("budget", 0)):
         if getattr(scoring, name) < least:

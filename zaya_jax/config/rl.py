@@ -48,7 +48,8 @@ class Curriculum:
     """How the difficulty of graded sources of `rl.tasks` moves; see docs/curriculum.md."""
 
     rule: str = "report"  # report | printed | rlve | fixed
-    start: int = 0  # difficulty that every environment begins at
+    start: int = 0  # difficulty that every environment begins at; but with
+    rounds: int = 0  # of calibration (report eq 12 to 14), each where it is solved half of the time
 
 
 @dataclasses.dataclass(frozen=True)

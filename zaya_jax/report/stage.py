@@ -7,20 +7,24 @@ time was shared; and rollouts to read.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from zaya_jax.report.bands import Band, bands
-from zaya_jax.report.content import Code, Figure, Part, Section, Text
+from zaya_jax.report.content import Code, Figure, Part, Section, Table, Text
 from zaya_jax.report.run import Record, Run, asks, column
+from zaya_jax.rl import calibration
 from zaya_jax.rl.record import ROLLOUTS
 
 READ = 4
 """Groups that are shown, from the first to the last."""
 SHOWN, LONGEST = 4, 1200
 """Rollouts of a group, and characters of one."""
+CALIBRATED = 20
+"""Environments whose calibration is shown."""
 
 
 class Curve(NamedTuple):
@@ -72,6 +76,12 @@ CURRICULUM = (
         ),
         "difficulty",
         "A level more when more than 0.7 of a group is right, one less when none is.",
+    ),
+    Plot(
+        "How much is solved where it stands",
+        (Curve("reward", "sampled answers that are right"),),
+        "share",
+        "A policy that is held at its boundary solves about half, whatever the difficulty.",
     ),
     Plot(
         "Groups that moved no difficulty",
@@ -201,7 +211,7 @@ def sections(run: Run) -> list[Section]:
     """All that is shown of a stage but its commands, config and place."""
     return [
         Section("Answers", list(_figures(run, LEARNING))),
-        Section("Curriculum", list(_figures(run, CURRICULUM))),
+        Section("Curriculum", [*_figures(run, CURRICULUM), *_calibration(run)]),
         Section("Generation and trainer", list(_figures(run, AGREEMENT))),
         Section("Canaries and losses", list(_figures(run, CANARIES))),
         Section("Time", list(_figures(run, TIME))),
@@ -219,6 +229,29 @@ def _figures(run: Run, plots: Sequence[Plot]) -> Iterator[Figure]:
         if found:
             drawn = bands(plot.title.lower(), found, "update", plot.y)
             yield Figure(plot.title, drawn, plot.note)
+
+
+def _calibration(run: Run) -> Iterator[Part]:
+    file = run.folder / calibration.FILE
+    if not file.exists():
+        return
+    found = json.loads(file.read_text())
+    yield Text(
+        f"Calibrated in {len(found)} environments before the first update (equations 12 to 14): "
+        "where half would be solved, with the 90% interval, and what was seen there.",
+        "note",
+    )
+    rows = []
+    for name, known in list(found.items())[:CALIBRATED]:
+        seen = Counter({d: 0 for d, _, _ in known["seen"]})
+        tried = Counter(seen)
+        for difficulty, right, tries in known["seen"]:
+            seen[difficulty] += right
+            tried[difficulty] += tries
+        said = ", ".join(f"{d:g}: {seen[d]} of {tried[d]}" for d in sorted(tried))
+        between = f"{known['crossing']:.1f} ({known['low']:.1f} to {known['high']:.1f})"
+        rows.append([name, str(known["start"]), between, said])
+    yield Table(rows, ["environment", "begins at", "crossing", "right, by difficulty"])
 
 
 def _rollouts(run: Run) -> Iterator[Part]:

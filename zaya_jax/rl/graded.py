@@ -58,6 +58,11 @@ class Graded:
         self.curriculum = schedule.start(begin, rule=section.rule, seed=seed)
         self._asked: dict[int, Draw] = {}
 
+    def begin(self, at: Mapping[str, int]) -> None:
+        """Begins anew, each environment at its own difficulty."""
+        now = self.curriculum
+        self.curriculum = schedule.start(at, rule=now.rule, seed=now.seed)
+
     def ask(self, number: int) -> Task | None:
         """Draws an environment and makes task `number` of the stage; None if it makes none."""
         drawn, self.curriculum = schedule.draw(self.curriculum)

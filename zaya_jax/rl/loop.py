@@ -31,7 +31,7 @@ from zaya_jax.config import Experiment
 from zaya_jax.config.rl import RL
 from zaya_jax.errors import UserError
 from zaya_jax.model.router import classes
-from zaya_jax.rl import gibberish, saved, scoring, workers
+from zaya_jax.rl import calibration, gibberish, saved, scoring, workers
 from zaya_jax.rl import record as record_lib
 from zaya_jax.rl.batch import prepare
 from zaya_jax.rl.buffer import Buffer
@@ -162,6 +162,7 @@ class _Stage:
 
     def __call__(self) -> Outcome:
         if self.learner.updates == 0:
+            self._calibrate()
             self._score(0)
         batch: Collected | None = None
         while self.learner.updates < self.cadence.steps:
@@ -184,6 +185,17 @@ class _Stage:
         return Outcome(
             self.folder, self.learner.updates, self.accuracy, None if done else self.stop.signal
         )
+
+    def _calibrate(self) -> None:
+        """Once; again, and alike, in a run that was killed before its first checkpoint."""
+        graded, section = self.rollouts.graded, self.section
+        if graded is None or not section.curriculum.rounds or not self.cadence.steps:
+            return
+        calibration.begin(
+            graded, self.rollouts, self.opened.chat, self.scorer, section,
+            seed=self.cadence.seed, folder=self.folder, say=self.progress.say,
+        )  # fmt: skip
+        self.rollouts.swap(*self.learner.policy(), 0)  # forgets the prefixes
 
     def _stopped(self) -> bool:
         return bool(self.stop)

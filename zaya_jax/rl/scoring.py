@@ -115,11 +115,8 @@ def score(
             Ask(({"role": "user", "content": task.prompt},), max_tokens, greedy, seed=0)
             for task in tasks
         ]
-        samples = _answer(engine, chat, asks)
-        submitted = [
-            Submission(sample.text, task.answer, task.metadata, sample.thinking)
-            for task, sample in zip(tasks, samples, strict=True)
-        ]
+        samples = answer(engine, chat, asks)
+        submitted = [submission(*pair) for pair in zip(tasks, samples, strict=True)]
         lengths = [float(sample.tokens) for sample in samples]
         accuracy = _judge(scorer, tasks, submitted)
         longest = max(sample.prompt_tokens for sample in samples)
@@ -185,7 +182,7 @@ def _with_rsa(
                 stage, before, [{"role": "user", "content": task.prompt}], own, tokenizer
             )
         ]
-        samples = _answer(engine, chat, asks)
+        samples = answer(engine, chat, asks)
         decoded += sum(sample.tokens for sample in samples)
         longest = max(longest, *(sample.prompt_tokens for sample in samples))
         N = settings.population
@@ -194,13 +191,14 @@ def _with_rsa(
     for task, own, population in zip(tasks, each, populations, strict=True):
         chosen = selection.majority(population, own.kind).rollout
         sample = population[0 if chosen is None else chosen]  # as it was written
-        submitted.append(Submission(sample.text, task.answer, task.metadata, sample.thinking))
+        submitted.append(submission(task, sample))
     lengths = [sample.tokens for population in populations for sample in population]
     accuracy = _judge(scorer, tasks, submitted)
     return Scored(accuracy, float(np.mean(lengths)), decoded / len(tasks), longest)
 
 
-def _answer(engine: Writes, chat: Chat, asks: Sequence[Ask]) -> list[Sample]:
+def answer(engine: Writes, chat: Chat, asks: Sequence[Ask]) -> list[Sample]:
+    """Generates what is asked for, side by side."""
     prompts = [chat.encode(ask.messages) for ask in asks]
     requests = [
         Request(
@@ -232,6 +230,11 @@ def _answer(engine: Writes, chat: Chat, asks: Sequence[Ask]) -> list[Sample]:
             )
         )
     return samples
+
+
+def submission(task: Task, sample: Sample) -> Submission:
+    """An answer, as a verifier takes it."""
+    return Submission(sample.text, task.answer, task.metadata, sample.thinking)
 
 
 def _judge(scorer: Scorer, tasks: Sequence[Task], submitted: Sequence[Submission]) -> float:
