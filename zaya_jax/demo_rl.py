@@ -83,16 +83,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 def experiment(stage: str, seed: int) -> config.Experiment:
-    """A stage of `experiments/rl/chain_sum.py`."""
+    """A stage of `experiments/rl/chain_sum.py`; what is imitated goes on with attempts too, which
+    are longer."""
     settings = runpy.run_path(os.fspath(EXPERIMENT))["get_config"](stage)
     settings.train.seed = seed
+    if stage == "sft":
+        settings.data.mixture = (
+            ("zaya_jax.rl.demonstrations:chain_sum", 3.0),
+            ("zaya_jax.rl.long_sums:short", 2.0),
+        )
+        settings.train.sequence_length *= 2
+        settings.train.batch_size //= 2
     return config.freeze(settings)
 
 
 WAYS = {
     "one rollout": Scoring(population=1),
     "vote of 8": Scoring(population=8),
-    "RSA, T=1, N=4, C=2": Scoring(population=4, candidates=2, rounds=1, tail=48),
+    "RSA, T=1, N=4, C=2": Scoring(
+        population=4,
+        candidates=2,
+        rounds=1,
+        tail=48,
+        template=str(Path(__file__).parent / "rl" / "long_sums.jinja"),
+    ),
 }
 """How the held-out tasks are answered in the end, sampled at temperature 1."""
 

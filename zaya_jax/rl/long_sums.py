@@ -21,6 +21,7 @@ import numpy as np
 
 from zaya_jax.data import aggregate
 from zaya_jax.data.readers import Conversation
+from zaya_jax.rl import demonstrations as demonstrations_lib
 from zaya_jax.rl.demonstrations import FIRST, worked_out
 from zaya_jax.rl.questions import unseen
 from zaya_jax.rl.rewards.interface import Task
@@ -49,13 +50,26 @@ def demonstrations() -> Iterator[Conversation]:
     Raises:
       UserError: reasoning-gym is not installed.
     """
-    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **PARAMETERS)
+    yield from _chats(TASKS, PARAMETERS, AGGREGATED)
+
+
+def short() -> Iterator[Conversation]:
+    """Sums of four terms, as `zaya_jax.rl.demonstrations` has them, all gone on with.
+
+    Raises:
+      UserError: reasoning-gym is not installed.
+    """
+    yield from _chats(demonstrations_lib.TASKS, demonstrations_lib.PARAMETERS, 1.0)
+
+
+def _chats(tasks: str, parameters: dict[str, int], aggregated: float) -> Iterator[Conversation]:
+    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **parameters)
     found = (puzzles.task(FIRST + number) for number in range(COUNT))
-    for task in unseen(found, [(TASKS, 1.0)], HELDOUT):
+    for task in unseen(found, [(tasks, 1.0)], HELDOUT):
         number = int(task.name) - FIRST
         generator = np.random.default_rng(number)
         prompt, work = task.prompt, worked_out(_expression(task))
-        if generator.random() < AGGREGATED:
+        if generator.random() < aggregated:
             tails = attempts(_expression(task), generator)
             prompt, work = shown(task, tails), go_on(_expression(task), tails)
         turns = [
