@@ -40,7 +40,13 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
         503: "The server is starting or stopping.",
     }.items()
 }
-_STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+"""Of a stream, which OpenAPI 3.1 has no word for: readers take the schema as that of an event."""
+_STREAM = {"content": {"text/event-stream": {"schema": _EVENT}}}
 _ANSWERS: dict[int | str, dict[str, Any]] = _FAULTS | {
     200: {"description": "The answer; server-sent events if `stream` is true.", **_STREAM}
 }
