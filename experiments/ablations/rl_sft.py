@@ -1,4 +1,4 @@
-"""What RL starts from: supervised fine-tuning to its plateau, and far beyond it.
+"""What RL starts from: supervised fine-tuning to its plateau, and half as long again.
 
     python launch.py sweep --config=experiments/ablations/rl_sft.py --workdir=runs/results/rl_sft
 """
@@ -17,7 +17,7 @@ def get_config():
         search="arms",
         arms={
             "sft": {},
-            "longer sft": config.nested({"train.steps": 2000}),
+            "longer sft": config.nested({"train.steps": 1200}),
         },
         seeds=(0, 1, 2),
         objective="loss_per_target",

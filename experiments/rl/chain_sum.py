@@ -43,7 +43,7 @@ def get_config(stage: str = "rl"):
         model=model,
         data=data,
         train=config.Train(
-            steps=1200,
+            steps=800,
             batch_size=32,
             sequence_length=128,
             log_every=10,
@@ -65,11 +65,11 @@ def get_config(stage: str = "rl"):
             data=data,
             train=config.Train(
                 init_from="runs/sums/sft",
-                steps=40,
+                steps=24,
                 sequence_length=128,
                 log_every=4,
-                eval_every=10,
-                checkpoint_every=20,
+                eval_every=8,
+                checkpoint_every=12,
                 keep_checkpoints=1,
             ),
             # As in the report: momentum-free Muon, one rate, biases of balance held.
