@@ -16,8 +16,10 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -202,6 +204,9 @@ class Watch:
         again = ". The same command goes on from the last checkpoint" * (word.status == LOST)
         write(f"\nerror: {who}{word.message}{again}\n")
         if word.dump:
+            # First: the list of all ends after a hundred, and the main thread is its last.
+            if main := sys._current_frames().get(threading.main_thread().ident or 0):
+                write("The main thread:\n" + "".join(traceback.format_stack(main)))
             write("The stacks of all threads:\n")
             faulthandler.dump_traceback(file=2, all_threads=True)
         self._end(word.status)
