@@ -134,7 +134,10 @@ def test_a_small_change_survives_a_bfloat16_base_as_far_as_it_can():
     assert merged.dtype == jnp.bfloat16 and (merged == exact.astype(jnp.bfloat16)).all()
 
 
-@pytest.mark.parametrize(("layers", "remat"), [("scan", "full"), ("unroll", "none")])
+@pytest.mark.parametrize(
+    ("layers", "remat"),
+    [("scan", "full"), pytest.param("unroll", "none", marks=pytest.mark.slow)],
+)
 def test_attached_and_merged_adapters_compute_the_same(drawn, layers, remat):
     model, params, biases, adapters = drawn
     if layers == "unroll":

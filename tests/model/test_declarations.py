@@ -72,7 +72,14 @@ VARIANTS = {
 
 
 # What is in these is in another, or has an oracle in `test_attention_kinds.py`.
-DEAR = ("remat dots", "mla with q_rank, depth 1", "no q-k mean, no value shift, mlp")
+DEAR = (
+    "remat dots",
+    "mla with q_rank, depth 1",
+    "no q-k mean, no value shift, mlp",
+    "mha, mlp, top 2",
+    "one convolution, depth 3",
+    "bare cca",
+)
 
 
 def variant(name, **fields):

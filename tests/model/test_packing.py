@@ -56,7 +56,9 @@ lengths = st.lists(st.integers(1, 9), min_size=1, max_size=DOCUMENTS).filter(
 )
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float64", 1e-10), pytest.param("float32", 1e-5, marks=pytest.mark.slow)]
+)
 def test_packed_equals_separate(dtype, bound):
     with jax.enable_x64(dtype == "float64"):
         model, params, biases = setup(dtype)
