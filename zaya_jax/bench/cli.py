@@ -1,5 +1,5 @@
 """`launch.py bench`: speed, serving or bfloat16 drift beside transformers, Muon beside optax;
-quantized forms of a run beside the run itself, and what fits where."""
+quantized forms of a run beside the run itself, and what fits where; what Markovian RSA carries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def define_flags() -> None:
     options.config("experiments/bench.py")
     options.json()
     options.seed()
-    suites = ["speed", "serving", "quantization"]
+    suites = ["speed", "serving", "quantization", "rsa"]
     flags.DEFINE_enum("suite", "speed", suites, "what to measure; speed is told more by --what")
     flags.DEFINE_string("model", None, "run to quantize; random weights of --config by default")
     flags.DEFINE_enum("against", "transformers", ["transformers"], "the peer")
@@ -33,7 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("pairs", 7, "measurements of each side, taken in turns", lower_bound=1)
     flags.DEFINE_list("batches", ["1", "8", "32"], "batch sizes of decode")
     flags.DEFINE_list("clients", ["1", "4", "8", "16", "32"], "concurrencies of serving")
-    flags.DEFINE_string("plot", None, "file for the figure of serving, .svg or .png")
+    flags.DEFINE_string("plot", None, "file for the figure of serving or rsa, .svg or .png")
     flags.DEFINE_integer("experts", 16, "experts of a layer that muon is timed on", lower_bound=1)
 
 
@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> int | None:
         return None
     if FLAGS.suite == "quantization":
         _quantization()
+        return None
+    if FLAGS.suite == "rsa":
+        _rsa()
         return None
     unknown = set(FLAGS.what) - set(WHAT)
     if unknown:
@@ -92,9 +95,7 @@ def _numbers(flag: str) -> list[int]:
 
 def _serving() -> None:
     clients = _numbers("clients")
-    plot = None if FLAGS.plot is None else Path(FLAGS.plot)
-    if plot is not None and plot.suffix not in (".svg", ".png"):
-        raise UserError(f"--plot={plot}: expected a file that ends in .svg or .png")
+    plot = _figure()
     versions = _peers(["torch", "transformers"])
     model = config.freeze(FLAGS.config).model
     _check_comparable(model)
@@ -113,6 +114,26 @@ def _serving() -> None:
         "compiled_after_warm_up": compiled,
     }
     options.write_json(record)
+
+
+def _figure() -> Path | None:
+    plot = None if FLAGS.plot is None else Path(FLAGS.plot)
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise UserError(f"--plot={plot}: expected a file that ends in .svg or .png")
+    return plot
+
+
+def _rsa() -> None:
+    plot = _figure()
+    from zaya_jax.bench import rsa
+
+    record: dict[str, Any] = {"machine": _machine()}
+    print(f"machine: {record['machine']}")
+    rows = rsa.measure(config.freeze(FLAGS.config).model, FLAGS.seed)
+    print(rsa.show(rows))
+    if plot is not None:
+        rsa.plot(rows, plot)
+    options.write_json(record | {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
 def _quantization() -> None:

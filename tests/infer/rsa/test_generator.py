@@ -9,9 +9,10 @@ from zaya_jax.data import chat
 from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.errors import UserError
 from zaya_jax.hf import write_folder
-from zaya_jax.infer import Request, Sampling
+from zaya_jax.infer import Sampling
+from zaya_jax.infer.engine import Request
 from zaya_jax.infer.rsa import Settings, algorithm
-from zaya_jax.infer.rsa.generator import Chat, GeneratorPolicy, capacity
+from zaya_jax.infer.rsa.generator import Chat, LocalPolicy, capacity
 from zaya_jax.infer.rsa.trace import Trace
 
 CONVERSATION = [{"role": "user", "content": "f(x)?"}]
@@ -31,7 +32,7 @@ def loaded(network):
 def policy(loaded):
     form = Chat(loaded)
     room = capacity(CONVERSATION, SETTINGS, form, loaded.model.context_length)
-    return GeneratorPolicy(loaded, form, batch=2, capacity=room)
+    return LocalPolicy(loaded, form, batch=2, capacity=room)
 
 
 def solve(policy, loaded, trace=None):
@@ -56,7 +57,7 @@ def test_the_first_stage_is_plain_generation(policy, loaded, whole):
     ids = form.encode(CONVERSATION)
     assert ids == chat.prompt(CONVERSATION, loaded.tokenizer, form.template)
     requests = [Request(ids, 10, Sampling(1.0, seed=ask.seed)) for ask in asks[:3]]
-    completions = policy._generator.generate(requests)  # its programs are compiled
+    completions = policy.engine.generate(requests)  # its programs are compiled
     for sample, completion in zip(whole.stages[0], completions, strict=True):
         assert sample.text == form.decode(completion)
         assert sample.tokens == len(completion.tokens) <= 10

@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     from zaya_jax.answers.external import ExternalVerifier
     from zaya_jax.infer import quantize
     from zaya_jax.infer.rsa import algorithm
-    from zaya_jax.infer.rsa.generator import Chat, GeneratorPolicy, capacity
+    from zaya_jax.infer.rsa.generator import Chat, LocalPolicy, capacity
     from zaya_jax.infer.rsa.trace import Trace
     from zaya_jax.infer.rsa.view import View
     from zaya_jax.load import pinned
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
         if FLAGS.verifier is not None:
             verifier = stack.enter_context(ExternalVerifier(FLAGS.verifier, problem))
         result = algorithm.solve(
-            GeneratorPolicy(loaded, form, batch=batch, capacity=room),
+            LocalPolicy(loaded, form, batch=batch, capacity=room),
             conversation,
             settings,
             loaded.require_tokenizer(),

@@ -1,8 +1,7 @@
-"""A policy that is a model: `zaya_jax.infer.Generator` behind the interface of `policy`."""
+"""A policy that is a model: an engine behind the interface of `policy`."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -10,8 +9,8 @@ from zaya_jax.data import chat
 from zaya_jax.data.messages import THINK
 from zaya_jax.data.tokenizer import Tokenizer
 from zaya_jax.errors import UserError
-from zaya_jax.infer import Generator, Request, sampler
-from zaya_jax.infer.generate import bucket
+from zaya_jax.infer import sampler
+from zaya_jax.infer.engine import Engine, Event, Options, Request, Result
 from zaya_jax.infer.request import encode
 from zaya_jax.infer.rsa import prompts
 from zaya_jax.infer.rsa.policy import Ask, Message, Sample
@@ -86,11 +85,15 @@ class Chat:
         return self._tokenizer.decode(kept, keep_special=True)
 
 
-class GeneratorPolicy:
-    """Answers asks in batches of prompts that are padded to the same length.
+class LocalPolicy:
+    """Answers asks with an engine of its own: rollouts of a stage run side by side, and the next
+    one begins where one has ended.
 
-    So what is computed for an ask depends on which others there are by rounding at most: a run that
-    was interrupted goes on as if it had not been.
+    The shapes that are computed are always the same, so what comes of an ask depends on which
+    others there are by rounding at most: a run that was interrupted goes on as if it had not been.
+
+    Attributes:
+      engine: nothing else uses it.
     """
 
     def __init__(self, loaded: Loaded, chat_form: Chat, *, batch: int, capacity: int):
@@ -98,13 +101,17 @@ class GeneratorPolicy:
           loaded: the model; layers in the form `unroll`.
           chat_form: writes the conversations.
           batch: rollouts that run together.
-          capacity: tokens of the longest prompt and its rollout; see `capacity`.
+          capacity: tokens of the longest prompt and its rollout; see `capacity`. The pool has room
+            for `batch` of them.
 
         Raises:
-          UserError: as `Generator`.
+          UserError: as `Engine`.
         """
         self._chat = chat_form
-        self._generator = Generator(loaded, batch=batch, capacity=capacity)
+        page = Options().page
+        pages = 1 + batch * -(-capacity // page)
+        options = Options(batch, row_sizes=(batch,), page=page, pages=pages, capacity=capacity)
+        self.engine = Engine(loaded, options)
 
     def __call__(
         self,
@@ -112,33 +119,27 @@ class GeneratorPolicy:
         done: Callable[[int, Sample], None],
         progress: Callable[[int, str], None] | None = None,
     ) -> None:
-        encoded = [self._chat.encode(ask.messages) for ask in asks]
-        order = sorted(range(len(asks)), key=lambda i: bucket(len(encoded[i])))
-        for _, alike in itertools.groupby(order, key=lambda i: bucket(len(encoded[i]))):
-            members = list(alike)
-            for begin in range(0, len(members), self._generator.batch):
-                self._run(asks, encoded, members[begin : begin + self._generator.batch], done,
-                          progress)  # fmt: skip
+        prompts = [self._chat.encode(ask.messages) for ask in asks]
+        requests = [_request(ask, prompt) for ask, prompt in zip(asks, prompts, strict=True)]
 
-    def _run(
-        self,
-        asks: Sequence[Ask],
-        encoded: Sequence[Sequence[int]],
-        group: Sequence[int],
-        done: Callable[[int, Sample], None],
-        progress: Callable[[int, str], None] | None,
-    ) -> None:
-        requests = [_request(asks[i], encoded[i]) for i in group]
-        tell = None if progress is None else (lambda place, text: progress(group[place], text))
-        for i, completion in zip(group, self._generator.generate(requests, tell), strict=True):
-            sample = Sample(
-                text=self._chat.decode(completion),
-                tokens=len(completion.tokens),
-                prompt_tokens=completion.prompt_tokens,
-                finish=completion.finish,
-                thinking=self._chat.opens_thinking(encoded[i]),
-            )
-            done(i, sample)
+        def tell(number: int, event: Event) -> None:
+            if event.text and progress is not None:
+                progress(number, event.text)
+            if event.result is not None:
+                done(number, self._sample(event.result, prompts[number]))
+
+        self.engine.generate(requests, tell)
+
+    def _sample(self, result: Result, prompt: Sequence[int]) -> Sample:
+        if result.finish == "failed":
+            raise UserError(f"a rollout failed: {result.error}")
+        return Sample(
+            text=self._chat.decode(result),
+            tokens=len(result.tokens),
+            prompt_tokens=result.prompt_tokens,
+            finish=result.finish,
+            thinking=self._chat.opens_thinking(prompt),
+        )
 
 
 def capacity(
