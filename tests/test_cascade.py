@@ -1,7 +1,12 @@
 """The cascade: its order, its commands, its scores and its page."""
 
 import json
+import os
 import runpy
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +119,43 @@ def test_commands_are_those_that_one_would_type(tmp_path, tiny, monkeypatch):
     assert command[:3] == ["launch.py", "rl", f"--config={cascade.CASCADE}:behaviour"]
     assert f"--config.train.init_from={tmp_path / 'math_code'}" in command
     assert f"--config.rl.reward_model={tmp_path / 'rewards'}" in command
+
+
+def test_a_cascade_with_a_reward_model_has_its_page_too(finished):
+    """A reward model is evaluated on pairs, not on text, and no policy."""
+    data = config.to_dict(fake.BASE)
+    data["preference"]["pairs"] = "pairs.jsonl"
+    folder = finished / "rewards"
+    folder.mkdir()
+    workdir.write_json(folder / workdir.CONFIG, data)
+    lines = [{"step": 0, "seconds": 1.0, "heldout_accuracy": 0.5},
+             {"step": 5, "seconds": 2.0, "loss": 0.6},
+             {"step": 10, "seconds": 3.0, "heldout_accuracy": 0.9}]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stages = cascade.stages_of({"sft": "train", "warmup": "rl", "rewards": "reward-model"})
+    scores = {"sft": {"sums": score(0.2)}, "warmup": {"sums": score(0.8)}}
+    page = cascade.write_page(finished, stages, ["sums"], scores)
+    assert "warmup" in page.read_text()
+    said = (folder / "report.html").read_text()
+    assert "90.0% of the held-out pairs are ordered right after 10 steps, from 50.0%" in said
+
+
+def test_a_stage_that_saves_when_it_is_interrupted_is_waited_for(tmp_path):
+    """Ctrl-C reaches the whole group: the stage must not be killed while it saves."""
+    stage = tmp_path / "stage.py"
+    stage.write_text(
+        "import signal, time, pathlib\n"
+        "def stop(*_):\n    time.sleep(1)\n    pathlib.Path('saved').touch()\n"
+        "    raise SystemExit(130)\n"
+        "signal.signal(signal.SIGINT, stop)\npathlib.Path('ready').touch()\ntime.sleep(60)\n"
+    )
+    program = (
+        f"from pathlib import Path\nfrom zaya_jax import cascade\n"
+        f"cascade.ROOT = Path({str(tmp_path)!r})\nraise SystemExit(cascade.execute(['stage.py']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130 and (tmp_path / "saved").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from runpy import run_path
 
@@ -10,6 +11,7 @@ import pytest
 from zaya_jax import config
 from zaya_jax.config import Attention, Experiment, Model
 from zaya_jax.errors import UserError
+from zaya_jax.infer.engine.pool import page_bytes
 from zaya_jax.load import experiment
 
 STAGES = Path(__file__).parents[1] / "experiments" / "stages"
@@ -51,6 +53,9 @@ def test_stages_of_rl_have_the_reports_numbers(name, steps):
     assert stage.rl.staleness == stage.rl.swap_every == stage.rl.buffer == 2
     assert 2e-6 <= stage.optim.learning_rate <= 1e-5 and stage.optim.muon.momentum == 0
     assert stage.balance.kind == "none" and stage.rl.loss.low == stage.rl.loss.high == 0.1
+    # Generation has room for its longest rollout: `rl.pool_gb` is not the default.
+    page = 64 / page_bytes(dataclasses.replace(stage.model, layers="unroll"), 64)
+    assert stage.rl.pool_gb * 2**30 * page > stage.rl.max_prompt + stage.rl.max_tokens
     behaviour = name == "rl_behaviour"
     assert stage.rl.loss.advantage == ("grpo" if behaviour else "maxrl")
     assert (stage.rl.length.coefficient == 0) == behaviour

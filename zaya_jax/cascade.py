@@ -89,8 +89,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"--- {stage.name} ({number} of {len(stages)}) ---", flush=True)
         command = command_of(stage, folder, module["get_config"](stage.name))
         print("python " + " ".join(command), flush=True)
-        code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
-        if code:
+        if code := execute(command):
             return code
         if stage.verb != "reward-model":
             scores[stage.name] = score(folder, stage.name, sets, module["get_config"])
@@ -98,6 +97,16 @@ def main(argv: Sequence[str]) -> int:
     print(f"report: {page}")
     options.write_json({"workdir": str(folder), "report": str(page), "scores": scores})
     return 0
+
+
+def execute(command: Sequence[str]) -> int:
+    """Its exit status. A stage that is told to stop saves first: it is waited for."""
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal has told the stage too
+            continue
 
 
 def _module(file: str) -> dict[str, Any]:
@@ -130,24 +139,24 @@ def command_of(stage: Stage, folder: Path, settings: Any) -> list[str]:
 
 
 def score(folder: Path, policy: str, sets: Sequence[str], get_config: Any) -> dict[str, Any]:
-    """Answers the held-out tasks of every set; what was answered before is read.
+    """Answers the held-out tasks of every set; what these weights answered before is read.
 
     Returns:
-      By set: accuracy, its 95% interval, tasks, tokens of an answer and D(q).
+      By set: accuracy, its 95% interval, tasks, tokens of an answer, D(q) and failures.
     """
     from zaya_jax.data.cache import atomic_path
     from zaya_jax.evals import statistics
+    from zaya_jax.load import pinned
     from zaya_jax.rl import scoring
     from zaya_jax.rl.questions import Questions
 
     file = folder / SCORES / f"{policy}.json"
-    config_file = folder / policy / "config.json"
-    if file.exists() and file.stat().st_mtime >= config_file.stat().st_mtime:
-        there = json.loads(file.read_text())
-        if set(there) == set(sets):
-            return there
-    print(f"scoring {policy} on {', '.join(sets)} ...", flush=True)
     sections = {name: config.freeze(get_config(name)).rl for name in sets}
+    plain = {name: dataclasses.asdict(section) for name, section in sections.items()}
+    of = json.loads(json.dumps({"checkpoint": pinned(folder / policy).name, "sets": plain}))
+    if file.exists() and (there := json.loads(file.read_text())).get("of") == of:
+        return there["scores"]
+    print(f"scoring {policy} on {', '.join(sets)} ...", flush=True)
     asked = {
         name: scoring.Set(
             Questions(section.tasks, heldout=section.heldout, seed=0).heldout,
@@ -162,10 +171,11 @@ def score(folder: Path, policy: str, sets: Sequence[str], get_config: Any) -> di
         tasks = len(asked[name].tasks)
         low, high = statistics.wilson(result.accuracy, tasks, 1.96)
         found[name] = result._asdict() | {"low": low, "high": high, "tasks": tasks}
-        print(f"  {name:<12} {result.accuracy:6.1%}  ({low:.0%} to {high:.0%})", flush=True)
+        said = f"{result.accuracy:6.1%}  ({low:.0%} to {high:.0%}){result.warning}"
+        print(f"  {name:<12} {said}", flush=True)
     file.parent.mkdir(exist_ok=True)
     with atomic_path(file) as scratch:
-        scratch.write_text(json.dumps(found, indent=2))
+        scratch.write_text(json.dumps({"of": of, "scores": found}, indent=2))
     return found
 
 
@@ -207,7 +217,7 @@ def of(
                 content.Table(rows, ["stage", *sets]),
                 content.Text(
                     "Share of the held-out tasks that were answered right, with its 95% interval "
-                    "(Wilson). `long sums` is answered with Markovian RSA, all else greedily.",
+                    "(Wilson); how each set is answered is `rl.scoring` of its config.",
                     "note",
                 ),
             ],

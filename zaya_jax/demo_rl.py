@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n--- {name}: {FLAGS.tasks} held-out tasks, three ways ---", flush=True)
         scores[name] = answer(folder / name, rl.rl, FLAGS.tasks)
         for way, found in scores[name].items():
-            print(f"  {way:<24} {found.accuracy:6.1%} right, {found.decoded:6.0f} tokens a task")
+            told = f"{found.accuracy:6.1%} right, {found.decoded:6.0f} tokens a task"
+            print(f"  {way:<24} {told}{found.warning}")
     page = write_report(folder / "rl", scores)
     print(f"\nruns:    {folder / 'sft'}, {folder / 'rl'}\nreport:  {page}\n\nNext:")
     print("  python launch.py rl --config=experiments/rl/chain_sum.py \\")

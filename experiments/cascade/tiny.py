@@ -52,7 +52,7 @@ def get_config(stage: str = "warmup"):
         section.max_prompt, section.max_tokens = 96, 128
     elif stage == "math_code":
         section.tasks = ((chain_sum.TASKS, 0.3), (FUNCTIONS, 0.4), (AGGREGATION, 0.3))
-        section.heldout = 96
+        section.heldout = 192  # a third of it are the sums that are scored
         section.max_prompt, section.max_tokens = 256, 128
         section.microbatch_tokens, section.microbatch_rows = 512, 8
         section.length.coefficient, section.length.tolerance = 0.2, 8

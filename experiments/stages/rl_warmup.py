@@ -29,7 +29,8 @@ def get_config():
             ("data/rl/competition_math.jsonl", 31.2),
             ("data/rl/enigmata.jsonl", 14.4),
         ),
-        concurrent=1024,  # ours
+        concurrent=1024,  # ours, as is the pool: 15 rollouts of full length, or many short ones
+        pool_gb=64.0,
         length=rl.Length(coefficient=0.1),  # ours: "small" in the report
     )
     return config.to_config_dict(

@@ -185,8 +185,7 @@ def test_a_set_that_the_training_data_holds_is_refused_unless_forced(
     server, quiz, tmp_path, capsys
 ):
     training = tmp_path / "train.jsonl"
-    prompt = "2 + 1?\n\nA. 2\nB. 3\n\nGive the letter of the right answer in \\boxed{}."
-    training.write_text(json.dumps({"prompt": prompt}))
+    training.write_text(json.dumps({"text": "Someone asks: 2 + 1?"}))  # the bare question
     command = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={tmp_path / 'run'}",
                f"--training={training}"]  # fmt: skip
     assert run(*command) == 2

@@ -190,3 +190,16 @@ def test_missing_data_is_an_error_and_no_failure_of_the_response(monkeypatch):
             "ifeval", "", ["change_case:capital_word_frequency"],
             [{"capital_frequency": 1, "capital_relation": "at least"}], "A DOG",
         )  # fmt: skip
+
+
+def test_an_answer_whose_checker_fails_costs_no_other(monkeypatch):
+    def followed(suite, prompt, names, arguments, response):
+        if response == "bad":
+            raise LookupError("no tagger")
+        return instructions.Followed((True,), (True,))
+
+    monkeypatch.setattr(instructions, "followed", followed)
+    about = {"suite": "ifbench", "prompt": "", "instruction_id_list": ["x"], "kwargs": [{}]}
+    found = instructions.measures([(about, "bad"), (about, "good")])
+    assert found == {"instruction_strict": 1.0, "instruction_loose": 1.0, "prompt_loose": 1.0}
+    assert instructions.measures([(about, "bad")]) == {}

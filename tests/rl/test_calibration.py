@@ -1,7 +1,7 @@
 """Calibration of a stage: rollouts of a scripted policy, real environments, where they begin."""
 
 import dataclasses
-import json
+import functools
 import random
 from types import SimpleNamespace
 
@@ -40,12 +40,13 @@ def student(prompt, sampling):
 
 
 def run(tmp_path, answer=student, section=SECTION, seed=1):
+    tmp_path.mkdir(exist_ok=True)
     graded, said = Graded([SUMS], section.curriculum, seed), []
     engine = Engine(answer)
     calibration.begin(
         graded, engine, Chat(), Scorer(), section, seed=seed, folder=tmp_path, say=said.append
     )
-    return graded, engine, said, json.loads((tmp_path / calibration.FILE).read_text())[SUMS]
+    return graded, engine, said, calibration.read(tmp_path)["environments"][SUMS]
 
 
 def test_a_stage_begins_where_the_policy_solves_half(tmp_path):
@@ -59,9 +60,22 @@ def test_a_stage_begins_where_the_policy_solves_half(tmp_path):
     assert len({r.sampling.seed for asked in engine.asked for r in asked}) == 12 * 8
     assert "begins at difficulty 4" in said[-1]
     assert terms(graded.ask(0).prompt) == 6
-    # A run that was killed before its first checkpoint comes to the same.
-    again, *_ = run(tmp_path)
-    assert again.curriculum.records[SUMS].difficulty == 4
+    # A run that was killed before its first checkpoint comes to the same, and asks nothing.
+    again, engine, _, _ = run(tmp_path)
+    assert again.curriculum.records[SUMS].difficulty == 4 and not engine.asked
+
+
+def test_one_that_is_stopped_goes_on_after_the_round(tmp_path):
+    whole = run(tmp_path / "whole")[-1]
+    graded, engine = Graded([SUMS], SECTION.curriculum, 1), Engine(student)
+    begin = functools.partial(
+        calibration.begin, graded, engine, Chat(), Scorer(), SECTION, seed=1,
+        folder=tmp_path, say=lambda text: None,
+    )  # fmt: skip
+    assert not begin(stop=lambda: len(engine.asked) == 5)
+    assert graded.curriculum.records[SUMS].difficulty == 0
+    assert begin() and len(engine.asked) == 12
+    assert calibration.read(tmp_path)["environments"][SUMS] == whole
 
 
 def test_what_cannot_be_asked_is_too_hard_and_what_was_lost_says_nothing(tmp_path):
@@ -69,7 +83,7 @@ def test_what_cannot_be_asked_is_too_hard_and_what_was_lost_says_nothing(tmp_pat
     graded, engine, _, told = run(tmp_path, section=short)
     assert not engine.asked and graded.curriculum.records[SUMS].difficulty == 0
     assert all(right == 0 for _, right, _ in told["seen"])
-    _, _, _, told = run(tmp_path, answer=lambda prompt, sampling: "lost")
+    _, _, _, told = run(tmp_path / "lost", answer=lambda prompt, sampling: "lost")
     assert told["seen"] == []
 
 

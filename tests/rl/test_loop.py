@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.rl.conftest import quiet
+from zaya_jax.config import Lora
 from zaya_jax.config.rl import Curriculum, Loss
 from zaya_jax.errors import UserError
 from zaya_jax.report import cli as report_cli
@@ -59,6 +60,9 @@ def test_a_stage_runs_and_tells_what_happened(done):
     for record in updates:
         assert 0 < record["solve_rate"] < 1 and record["staleness"] <= 2
         assert record["accepted"] and record["verifier_failures"] == 0
+        assert 0 < record["passed"] == record["reward"] < 1
+        ratio = record["generated_per_second"] / record["learnt_per_second"]
+        assert record["generated_to_learnt"] == pytest.approx(ratio, rel=1e-6)
     groups = [json.loads(line) for line in (folder / ROLLOUTS).read_text().splitlines()]
     assert len(groups) == 4 and "copy" in groups[0]["prompt"]
     rewards = {response["reward"] for response in groups[0]["responses"]}
@@ -80,6 +84,16 @@ def test_a_stage_that_died_comes_to_the_same_batches(start, done, tmp_path, monk
         jax.tree.map(np.testing.assert_array_equal, one, other)
     numbers = [[r["loss"] for r in metrics.read(f) if "loss" in r] for f in (tmp_path, done[1])]
     assert numbers[0] == numbers[1]
+
+
+def test_adapters_learn_by_rl_too(start, tmp_path):
+    """The engine samples from base and adapters merged; only the adapters change."""
+    stage = dataclasses.replace(
+        start, lora=Lora(rank=2), train=dataclasses.replace(start.train, steps=2)
+    )
+    assert loop.run(stage, tmp_path, quiet()).step == 2
+    updates = [record for record in metrics.read(tmp_path) if "loss" in record]
+    assert updates[0]["kl"] < 1e-8 and all(r["grad_norm"] > 0 for r in updates)
 
 
 def test_a_stage_of_no_update_only_scores(start, tmp_path):
@@ -154,7 +168,7 @@ def test_a_graded_stage_goes_on_with_its_curriculum(start, tmp_path, monkeypatch
          if "loss" in r] for name in ("killed", "whole")
     ]  # fmt: skip
     assert told[0] == told[1]
-    begun = [json.loads((tmp_path / n / calibration.FILE).read_text()) for n in ("killed", "whole")]
+    begun = [calibration.read(tmp_path / n)["environments"] for n in ("killed", "whole")]
     assert begun[0] == begun[1] and len(begun[0][sums]["seen"]) == 2
     first = saved.read(tmp_path / "whole", 4).curriculum["moves"][0]
     assert first == [0, sums, begun[0][sums]["start"]]

@@ -1,11 +1,13 @@
 """Held-out tasks answered greedily, by a vote and with RSA; what the engine writes is given."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from zaya_jax.config.rl import Scoring
+from zaya_jax.errors import UserError
 from zaya_jax.rl import scoring
 from zaya_jax.rl.rewards.interface import Task
 
@@ -73,7 +75,7 @@ def number(prompt):
 def test_greedy_is_one_answer_at_temperature_zero():
     engine = Engine(lambda prompt, sampling: f"<answer>{number(prompt)}</answer>")
     found = scoring.score(engine, Chat(), TASKS, Scorer(), Scoring(), 50)
-    assert found == (1.0, 18.0, 18.0, len("task 0"))
+    assert found == (1.0, 18.0, 18.0, len("task 0"), 0) and not found.warning
     (asked,) = engine.asked
     assert all(r.sampling.temperature == 0 and r.max_tokens == 50 for r in asked)
 
@@ -104,3 +106,33 @@ def test_rsa_shows_tails_round_after_round():
     seeds = {r.sampling.seed for asked in engine.asked for r in asked}
     assert len(seeds) == 36
     assert found.prompt + 50 <= scoring.room(TASKS, rsa, 50, Chat())
+
+
+class Failing(Scorer):
+    """Judges the first so many."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def score(self, verifiers, submissions):
+        rewards = super().score(verifiers, submissions).rewards
+        lost = [float("nan")] * (len(rewards) - self.count)
+        return SimpleNamespace(rewards=rewards[: self.count] + lost,
+                               messages={"raised": "exact: no sandbox"})  # fmt: skip
+
+
+def test_verifiers_that_fail_are_told_and_never_a_score_of_nothing():
+    engine = Engine(lambda prompt, sampling: f"<answer>{number(prompt)}</answer>")
+    found = scoring.score(engine, Chat(), TASKS, Failing(1), Scoring(), 50)
+    assert found.accuracy == pytest.approx(1 / 3) and found.failures == 2
+    assert "2 of its verifiers failed" in found.warning
+    with pytest.raises(UserError, match="no answer could be judged: exact: no sandbox"):
+        scoring.score(engine, Chat(), TASKS, Failing(0), Scoring(), 50)
+
+
+def test_a_template_of_the_repository_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = Scoring(population=2, template="zaya_jax/rl/long_sums.jinja")
+    assert Path(scoring.settings_of(named, 5).template).is_file()
+    own = Scoring(population=2, template="nowhere.jinja")
+    assert scoring.settings_of(own, 5).template == "nowhere.jinja"

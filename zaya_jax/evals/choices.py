@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from zaya_jax.answers import extract, final_text
-from zaya_jax.evals import rows
+from zaya_jax.evals import contamination, rows
 from zaya_jax.rl.rewards.interface import Submission, Task
 
 LETTERS = "ABCDEFGHIJ"
@@ -75,7 +75,7 @@ def _task(source: str, name: str, question: str, choices: Sequence[str], right: 
         verifier=f"{__name__}:verify",
         source=source,
         name=name,
-        metadata={"choices": len(choices)},
+        metadata={contamination.PROBLEM: question, "choices": len(choices)},
     )
 
 

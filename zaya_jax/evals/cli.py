@@ -81,18 +81,22 @@ def main(argv: list[str]) -> int:
 
     chosen = {spec: sets.load(spec)[: FLAGS.limit] for spec in specs}
     overlaps = {spec: _overlaps(spec, tasks) for spec, tasks in chosen.items()}
+    for tasks in chosen.values():
+        scoring.require_sandbox(tasks)
     results = []
     with ExitStack() as stack:
-        server = _server(stack)
-        stack.enter_context(_held(workdir, specs, server, rsa))
+        model = None if FLAGS.model is None else _pinned(FLAGS.model)
+        server = _server(stack, model)
+        asked = server.model if server is not None and model is None else model
+        stack.enter_context(_held(workdir, specs, asked, rsa))
         for spec, tasks in chosen.items():
             answers = _answers(workdir, spec, tasks, server, rsa)
             with Scorer(processes=FLAGS.verifiers, seconds=VERIFIER_SECONDS) as scorer:
                 result = scoring.score(spec, tasks, answers, scorer)
             results.append(dataclasses.replace(result, overlaps=overlaps[spec]))
             print(compare.summary(results[-1:]), flush=True)
-        scores = {"tasks": specs, "results": [result.record() for result in results]}
-        _write(workdir / compare.SCORES, scores)
+            scores = {"tasks": specs, "results": [result.record() for result in results]}
+            _write(workdir / compare.SCORES, scores)
     options.write_json(scores)
     return 0
 
@@ -106,17 +110,24 @@ def _overlaps(spec: str, tasks: Sequence[Task]) -> list[str]:
     if not FLAGS.training:
         return []
     texts = (text for file in FLAGS.training for text in contamination.texts(Path(file)))
-    prompts = {task.name: task.prompt for task in tasks}
+    prompts = {t.name: str(t.metadata.get(contamination.PROBLEM, t.prompt)) for t in tasks}
     found = contamination.check(texts, prompts, force=FLAGS.force, what=spec)
     return [each.name for each in found]
 
 
-def _server(stack: ExitStack) -> Server | None:
+def _pinned(model: str) -> str:
+    """Where a model's weights lie: of a run, those that are its newest now."""
+    from zaya_jax.load import pinned  # which brings jax
+
+    return str(pinned(model).resolve())
+
+
+def _server(stack: ExitStack, model: str | None) -> Server | None:
     """The server to ask; one of our own inside the stack, for a model of this machine."""
-    if FLAGS.model is not None:
+    if model is not None:
         rows = max(FLAGS.concurrency, 1)
         own = [f"--rows={rows}", f"--rsa_runs={rows}", *(f"--{flag}" for flag in FLAGS.serve)]
-        url = stack.enter_context(local.served(FLAGS.model, own))
+        url = stack.enter_context(local.served(model, own))
         return Server.open(url, None)
     if FLAGS.server is not None:
         return Server.open(FLAGS.server, FLAGS.served, os.environ.get(KEY))
@@ -158,7 +169,7 @@ def _compare(names: Sequence[str]) -> int:
 
 @contextmanager
 def _held(
-    workdir: Path, specs: Sequence[str], server: Server | None, rsa: Mapping[str, Any] | None
+    workdir: Path, specs: Sequence[str], model: str | None, rsa: Mapping[str, Any] | None
 ) -> Iterator[None]:
     """Makes a directory, and keeps others from it inside the block.
 
@@ -172,7 +183,7 @@ def _held(
         name: getattr(FLAGS, name)
         for name in ("answers", "limit", "temperature", "top_p", "max_tokens", "seed")
     }
-    mine["model"] = server and server.model
+    mine["model"] = model
     if rsa is not None:
         mine["rsa"] = dict(rsa)
     try:

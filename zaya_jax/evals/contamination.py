@@ -22,6 +22,8 @@ COMMON = 0.05
 """A run in more than this share of the evaluation prompts, and in more than two, is form."""
 _WORD = re.compile(r"\w+")
 Run = tuple[str, ...]
+PROBLEM = "problem"
+"""In a task's metadata: what training data must not hold, where its prompt says more than that."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from zaya_jax.answers import FORMATS, extract
 from zaya_jax.errors import UserError
-from zaya_jax.evals import rows
+from zaya_jax.evals import contamination, rows
 from zaya_jax.rl.rewards.interface import Submission, Task
 from zaya_jax.sandbox.judge import PerTest, checks
 
@@ -43,7 +43,12 @@ def load(path: Path | None = None) -> list[Task]:
                 verifier=f"{__name__}:verify",
                 source="humaneval",
                 name=row.text("task_id"),
-                metadata={"prompt": prompt, "entry": entry, "test": row.text("test")},
+                metadata={
+                    contamination.PROBLEM: prompt.strip(),
+                    "prompt": prompt,
+                    "entry": entry,
+                    "test": row.text("test"),
+                },
             )
         )
     return tasks

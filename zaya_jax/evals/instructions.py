@@ -16,7 +16,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -132,21 +132,24 @@ def measures(answers: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, floa
     """The other three published measures of answers, given as (a task's metadata, response).
 
     Shares of instructions followed strictly and loosely, and of prompts followed loosely. The
-    fourth, of prompts followed strictly, is the mean of `verify`.
-
-    Raises:
-      UserError: as `followed`.
+    fourth, of prompts followed strictly, is the mean of `verify`. Answers whose checkers fail are
+    left out here; there they count as wrong, and failures are told.
     """
-    found = [
-        followed(
-            about["suite"],
-            about["prompt"],
-            about["instruction_id_list"],
-            about["kwargs"],
-            final_text(response).strip(),
-        )
-        for about, response in answers
-    ]
+    found = []
+    for about, response in answers:
+        # Checkers are not ours: what one raises must not cost the other answers.
+        with suppress(Exception):
+            found.append(
+                followed(
+                    about["suite"],
+                    about["prompt"],
+                    about["instruction_id_list"],
+                    about["kwargs"],
+                    final_text(response).strip(),
+                )
+            )
+    if not found:
+        return {}
     strict = [each for one in found for each in one.strict]
     loose = [each for one in found for each in one.loose]
     return {

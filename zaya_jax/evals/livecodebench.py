@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.answers import FORMATS, extract
-from zaya_jax.evals import rows
+from zaya_jax.evals import contamination, rows
 from zaya_jax.rl.rewards.interface import Submission, Task
 from zaya_jax.sandbox import judge
 from zaya_jax.sandbox.judge import PerTest
@@ -82,6 +82,7 @@ def _task(row: rows.Row) -> Task:
         source="livecodebench",
         name=row.text("question_id"),
         metadata={
+            contamination.PROBLEM: row.text("question_content").strip(),
             "entry": entry,
             "inputs": [test["input"] for test in tests],
             "outputs": [test["output"] for test in tests],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zaya_jax.answers import FORMATS
-from zaya_jax.evals import rows
+from zaya_jax.evals import contamination, rows
 from zaya_jax.rl.rewards.interface import Task
 
 PROBLEM, ANSWER, NAME = ("problem", "question", "prompt"), ("answer", "expected_answer"), "id"
@@ -20,13 +20,17 @@ def load(path: Path) -> list[Task]:
     Raises:
       UserError: a malformed row.
     """
-    return [
-        Task(
-            prompt=f"{row.text(*PROBLEM).strip()}\n\n{FORMATS['boxed']}",
-            answer=row.text(*ANSWER).strip(),
-            verifier="math",
-            source=path.stem.removesuffix(".jsonl"),
-            name=row.optional(NAME, str(row.number)),
+    tasks = []
+    for row in rows.read(path):
+        problem = row.text(*PROBLEM).strip()
+        tasks.append(
+            Task(
+                prompt=f"{problem}\n\n{FORMATS['boxed']}",
+                answer=row.text(*ANSWER).strip(),
+                verifier="math",
+                source=path.stem.removesuffix(".jsonl"),
+                name=row.optional(NAME, str(row.number)),
+                metadata={contamination.PROBLEM: problem},
+            )
         )
-        for row in rows.read(path)
-    ]
+    return tasks

@@ -15,7 +15,9 @@ from zaya_jax.rl.rewards.score import Scorer
 from zaya_jax.sandbox import require
 
 SANDBOXED = ("humaneval", "livecodebench", "environments")
-"""Modules whose verifiers run programs."""
+"""Modules whose verifiers run programs,"""
+HARMLESS = "environments.rlve"
+"""but this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +85,7 @@ def score(name: str, tasks: Sequence[Task], answers: Answers, scorer: Scorer) ->
             f"{name}: {len(unanswered)} of {len(tasks)} tasks have no answer, such as "
             f"{unanswered[0]!r}"
         )
-    if any(part in task.verifier for task in tasks for part in SANDBOXED):
-        require()
+    require_sandbox(tasks)
     given = [(task, answer) for task in tasks for _, answer in sorted(answers[task.name].items())]
     scores = scorer.score(
         [task.verifier for task, _ in given],
@@ -106,6 +107,17 @@ def score(name: str, tasks: Sequence[Task], answers: Answers, scorer: Scorer) ->
         messages=dict(scores.messages),
         more=_more(tasks, answers),
     )
+
+
+def require_sandbox(tasks: Sequence[Task]) -> None:
+    """Before anything is asked.
+
+    Raises:
+      UserError: programs are to be run, and there is no sandbox.
+    """
+    verifiers = {task.verifier for task in tasks}
+    if any(part in name and HARMLESS not in name for name in verifiers for part in SANDBOXED):
+        require()
 
 
 def powers_of_two(most: int) -> list[int]:

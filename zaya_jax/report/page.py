@@ -81,6 +81,12 @@ def _lead(run: Run) -> str:
     if not run.evaluations:
         return f"{run.step:,} steps, and no evaluation on held-out text yet."
     first, last = run.evaluations[0], run.evaluations[-1]
+    if "heldout_bits_per_byte" not in last:  # a reward model
+        return (
+            f"{last['heldout_accuracy']:.1%} of the held-out pairs are ordered right after "
+            f"{last['step']:,} steps, from {first['heldout_accuracy']:.1%} at step "
+            f"{first['step']:,}."
+        )
     documents = run.data.get("heldout", {}).get("documents", "?")
     return (
         f"{_bits(last)} bits per byte on {documents} held-out documents after {last['step']:,} "

@@ -48,11 +48,17 @@ LEARNING = (
         "Answers that are right",
         (
             Curve("heldout_accuracy", "held-out tasks"),
-            Curve("reward", "training tasks, sampled"),
+            Curve("passed", "training tasks, sampled"),
             Curve("solve_rate", "of the groups learnt from"),
         ),
         "share",
         "Groups that are all right or all wrong teach nothing and are not learnt from.",
+    ),
+    Plot(
+        "Mean reward",
+        (Curve("reward", "mean reward"),),
+        "reward",
+        "Of all sampled answers: a verifier's verdict, or a reward model's on what passes it.",
     ),
     Plot(
         "Length of answers",
@@ -79,7 +85,7 @@ CURRICULUM = (
     ),
     Plot(
         "How much is solved where it stands",
-        (Curve("reward", "sampled answers that are right"),),
+        (Curve("passed", "sampled answers that are right"),),
         "share",
         "A policy that is held at its boundary solves about half, whatever the difficulty.",
     ),
@@ -197,8 +203,11 @@ def results(run: Run) -> Record:
     if run.train:
         last = run.train[-1]
         names = {
-            "sampled answers right, last": "reward",
+            "sampled answers right, last": "passed",
+            "mean reward, last": "reward",
             "generated tokens per second": "generated_per_second",
+            "trained tokens per second": "learnt_per_second",
+            "generated to trained tokens per second": "generated_to_learnt",
             "share of the time spent learning": "learning_share",
         }
         found |= {title: last[name] for title, name in names.items() if name in last}
@@ -232,10 +241,9 @@ def _figures(run: Run, plots: Sequence[Plot]) -> Iterator[Figure]:
 
 
 def _calibration(run: Run) -> Iterator[Part]:
-    file = run.folder / calibration.FILE
-    if not file.exists():
+    found = calibration.read(run.folder).get("environments")
+    if not found:
         return
-    found = json.loads(file.read_text())
     yield Text(
         f"Calibrated in {len(found)} environments before the first update (equations 12 to 14): "
         "where half would be solved, with the 90% interval, and what was seen there.",

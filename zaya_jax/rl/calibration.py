@@ -6,9 +6,11 @@ each time; `curriculum.calibrate` chooses the difficulties and says where half a
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +40,11 @@ def begin(
     seed: int,
     folder: Path,
     say: Callable[[str], None],
-) -> None:
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
     """Calibrates all environments of a stage, and has its curriculum begin there.
+
+    What a round came to is written down: a run that was stopped asks only what is missing.
 
     A difficulty that an environment has no task of, or none with a prompt of `rl.max_prompt`
     tokens, counts as one that is never solved. A group whose verifier failed says nothing.
@@ -53,31 +58,64 @@ def begin(
       seed: of all draws.
       folder: of the run; `FILE` is written there.
       say: tells a person something.
+      stop: whether somebody wants an end, which comes after a round.
+
+    Returns:
+      Whether it is done; else the curriculum is what it was.
     """
     rounds, group = section.curriculum.rounds, section.group
     names = list(graded.curriculum.records)
+    of = hashlib.sha256(json.dumps([names, group, seed, section.max_tokens]).encode()).hexdigest()
+    known = read(folder)
+    outcomes = known["outcomes"] if known.get("of") == of else []
     asked = 0
 
     def ask(questions: Sequence[tuple[str, int]]) -> list[int | None]:
         nonlocal asked
-        say(f"calibration, round {asked + 1} of {rounds}: {len(questions)} environments")
-        tasks = [graded.at(name, difficulty, asked, seed) for name, difficulty in questions]
         asked += 1
-        return _right(tasks, engine, chat, scorer, section, seed=seed * rounds + asked)
+        if asked <= len(outcomes):
+            return outcomes[asked - 1]
+        if stop():
+            raise _Stopped
+        say(f"calibration, round {asked} of {rounds}: {len(questions)} environments")
+        tasks = [graded.at(name, difficulty, asked, seed) for name, difficulty in questions]
+        right = _right(tasks, engine, chat, scorer, section, seed=seed * rounds + asked)
+        outcomes.append(right)
+        _write(folder, {"of": of, "outcomes": outcomes})
+        return right
 
-    found = calibrate(names, ask, rounds=rounds, group=group, seed=seed)
+    try:
+        found = calibrate(names, ask, rounds=rounds, group=group, seed=seed)
+    except _Stopped:
+        return False
     graded.begin({name: found[name].start for name in names})
-    with atomic_path(folder / FILE) as scratch:
-        scratch.write_text(json.dumps({name: _record(found[name]) for name in names}, indent=2))
+    environments = {name: _record(found[name]) for name in names}
+    _write(folder, {"of": of, "outcomes": outcomes, "environments": environments})
     for name in names[:_TOLD]:
-        known = found[name].estimate
+        crossing = found[name].estimate
         say(
-            f"{name} begins at difficulty {found[name].start}: half are solved at {known.mu:.1f} "
-            f"({known.low:.1f} to {known.high:.1f})"
+            f"{name} begins at difficulty {found[name].start}: half are solved at "
+            f"{crossing.mu:.1f} ({crossing.low:.1f} to {crossing.high:.1f})"
         )
     if len(names) > _TOLD:
         starts = [found[name].start for name in names]
         say(f"... and {len(names) - _TOLD} more, in {FILE}: {np.mean(starts):.1f} on average")
+    return True
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What is written of a run's calibration: `environments`, once it is done."""
+    file = folder / FILE
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(folder / FILE) as scratch:
+        scratch.write_text(json.dumps(content, indent=2))
+
+
+class _Stopped(Exception):
+    """Somebody wants an end."""
 
 
 def _right(

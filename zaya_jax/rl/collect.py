@@ -165,6 +165,7 @@ class Collector:
         counts["uninformative"] += len(judged.groups) - len(judged.kept)
         counts["rollouts"] += len(rollouts)
         counts["reward"] += float(np.nansum(rewards))  # type: ignore[assignment]  # a sum
+        counts["passed"] += judged.passed
         counts["loops"] += judged.loops
         counts["cut"] += sum(rollout.finish == "length" for rollout in rollouts)
         counts["decoded"] += sum(len(rollout.completion) for rollout in rollouts)

@@ -24,6 +24,7 @@ class Judged(NamedTuple):
     Attributes:
       groups: all of them, with their rewards.
       kept: those that teach: with a right and a wrong rollout.
+      passed: rollouts that their verifier gives full marks, whatever a reward model says.
       loops: rollouts that went round in circles, whose reward is 0.
       failures: of verifiers, by kind.
       messages: of failures, one of each kind.
@@ -31,6 +32,7 @@ class Judged(NamedTuple):
 
     groups: tuple[Group, ...]
     kept: tuple[Group, ...]
+    passed: int
     loops: int
     failures: Counter[str]
     messages: dict[str, str]
@@ -61,6 +63,7 @@ def judge(
     submissions = [s for group in finished for s in group.submissions]
     scores = scorer.score(verifiers, submissions)
     rewards, loops, groups, begin = scores.rewards.copy(), 0, [], 0
+    full = int((rewards >= 1).sum())
     if reward_model is not None:
         prompts = [group.task.prompt for group in finished for _ in group.rollouts]
         passed = np.flatnonzero(rewards >= 1)
@@ -77,8 +80,12 @@ def judge(
                 own[i], loops = 0.0, loops + 1
         groups.append(Group(group.task.name, group.task.source, group.rollouts, own))
     teaches = _varies if graded or reward_model is not None else _is_right_and_wrong
-    kept = [group for group in groups if all_teach or teaches(group.rewards)]
-    return Judged(tuple(groups), tuple(kept), loops, scores.failures, scores.messages)
+    kept = [
+        group
+        for group in groups
+        if (all_teach and not np.isnan(group.rewards).all()) or teaches(group.rewards)
+    ]
+    return Judged(tuple(groups), tuple(kept), full, loops, scores.failures, scores.messages)
 
 
 def _is_right_and_wrong(rewards: np.ndarray) -> bool:

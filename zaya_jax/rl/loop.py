@@ -162,7 +162,8 @@ class _Stage:
 
     def __call__(self) -> Outcome:
         if self.learner.updates == 0:
-            self._calibrate()
+            if not self._calibrate():
+                return self._outcome(done=False)
             self._score(0)
         batch: Collected | None = None
         while self.learner.updates < self.cadence.steps:
@@ -181,21 +182,23 @@ class _Stage:
                 batch = ahead.result() if ahead is not None else None
             self._after_update(self.learner.updates)
         self.checkpoints.wait()
-        done = self.learner.updates >= self.cadence.steps
-        return Outcome(
-            self.folder, self.learner.updates, self.accuracy, None if done else self.stop.signal
-        )
+        return self._outcome(self.learner.updates >= self.cadence.steps)
 
-    def _calibrate(self) -> None:
-        """Once; again, and alike, in a run that was killed before its first checkpoint."""
+    def _calibrate(self) -> bool:
+        """Once, before the first update; whether there is nothing left of it to do."""
         graded, section = self.rollouts.graded, self.section
         if graded is None or not section.curriculum.rounds or not self.cadence.steps:
-            return
-        calibration.begin(
-            graded, self.rollouts, self.opened.chat, self.scorer, section,
-            seed=self.cadence.seed, folder=self.folder, say=self.progress.say,
+            return True
+        done = calibration.begin(
+            graded, self.rollouts, self.opened.chat, self.scorer, section, seed=self.cadence.seed,
+            folder=self.folder, say=self.progress.say, stop=self._stopped,
         )  # fmt: skip
         self.rollouts.swap(*self.learner.policy(), 0)  # forgets the prefixes
+        return done
+
+    def _outcome(self, done: bool) -> Outcome:
+        stopped = None if done else self.stop.signal
+        return Outcome(self.folder, self.learner.updates, self.accuracy, stopped)
 
     def _stopped(self) -> bool:
         return bool(self.stop)
@@ -243,6 +246,7 @@ class _Stage:
         record |= {
             "solve_rate": prepared.solve_rate,
             "reward": since["reward"] / seen,
+            "passed": since["passed"] / seen,
             "cut": since["cut"] / seen,
             "length": float(prepared.lengths.mean()),
             "staleness": max(ages),
@@ -255,8 +259,9 @@ class _Stage:
             "gibberish": _gibberish(rollouts, model.vocab_size),
             **_rare(rollouts, model.vocab_size),
             "microbatches": len(prepared.microbatches),
-            "generated_per_second": batch.generated / max(batch.seconds, 1e-9),
-            "learnt_per_second": float(record["tokens"]) / max(time.monotonic() - began, 1e-9),
+            "generated_per_second": (made := batch.generated / max(batch.seconds, 1e-9)),
+            "learnt_per_second": (learnt := record["tokens"] / max(time.monotonic() - began, 1e-9)),
+            "generated_to_learnt": made / max(learnt, 1e-9),
             "generating_share": batch.seconds / wall,
             "learning_share": self.learning / wall,
             "compilations": self.compiled.count,
@@ -264,6 +269,8 @@ class _Stage:
         }
         if self.rollouts.graded is not None:
             record |= schedule.metrics(self.rollouts.graded.curriculum)
+        if self.section.reward_model:  # its rewards are no verdicts: none is 1
+            del record["solve_rate"]
         self.writer(step, record)
         self.refused = 0 if record["accepted"] else self.refused + 1
         if self.refused >= self.experiment.faults.limit:
@@ -318,12 +325,13 @@ class _Stage:
                 "heldout_length": found.length,
                 "heldout_decoded": found.decoded,
                 "heldout_prompt": found.prompt,
+                "heldout_failures": found.failures,
             },
         )
         error = 1.96 * math.sqrt(accuracy * (1 - accuracy) / len(tasks))
         self.progress.say(
             f"update {step:,}: {accuracy:.1%} +- {error:.1%} of {len(tasks)} held-out tasks right, "
-            f"{found.length:.0f} tokens each ({clock(time.monotonic() - began)})"
+            f"{found.length:.0f} tokens each ({clock(time.monotonic() - began)}){found.warning}"
         )
 
     def _keep_sample(self, step: int, group: Group) -> None:
@@ -344,7 +352,9 @@ class _Stage:
                         "text": text(rollout.completion),
                         "reward": None if math.isnan(reward) else reward,
                         "finish": rollout.finish,
-                        "versions": [int(rollout.versions.min()), int(rollout.versions.max())],
+                        "versions": [int(v) for v in rollout.versions[[0, -1]]]
+                        if rollout.versions.size
+                        else [],
                     }
                     for rollout, reward in zip(group.rollouts, group.rewards.tolist(), strict=True)
                 ],

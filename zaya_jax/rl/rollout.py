@@ -99,4 +99,5 @@ def check(
 
 def staleness(group: Group, version: int) -> int:
     """Updates between the oldest token of a group and the policy that is to learn from it."""
-    return version - min(int(rollout.versions.min()) for rollout in group.rollouts)
+    begun = [rollout.versions.min() for rollout in group.rollouts if rollout.versions.size]
+    return version - int(min(begun, default=version))

@@ -15,6 +15,7 @@ import numpy as np
 from zaya_jax import load
 from zaya_jax.answers import Kind
 from zaya_jax.config.rl import Scoring
+from zaya_jax.errors import UserError
 from zaya_jax.infer.engine import Engine, Options, Request, Result
 from zaya_jax.infer.request import Completion, Finish
 from zaya_jax.infer.rsa import Ask, Sample, Settings, selection
@@ -25,6 +26,8 @@ from zaya_jax.infer.sampler import Sampling
 from zaya_jax.rl.rewards.interface import Submission, Task
 from zaya_jax.rl.rewards.score import Scorer
 
+ROOT = Path(__file__).parents[2]
+
 
 class Scored(NamedTuple):
     """What came of it.
@@ -34,12 +37,21 @@ class Scored(NamedTuple):
       length: tokens of an answer, mean; with RSA of a rollout of the last stage.
       decoded: D(q), newly decoded tokens of all rollouts of a task, mean.
       prompt: tokens of the longest prompt.
+      failures: answers that no verifier could judge; they count as wrong.
     """
 
     accuracy: float
     length: float
     decoded: float
     prompt: int
+    failures: int = 0
+
+    @property
+    def warning(self) -> str:
+        """What to say beside the accuracy; nothing if all were judged."""
+        if not self.failures:
+            return ""
+        return f"; {self.failures} of its verifiers failed, which counts as wrong"
 
 
 def settings_of(scoring: Scoring, max_tokens: int) -> Settings:
@@ -51,8 +63,15 @@ def settings_of(scoring: Scoring, max_tokens: int) -> Settings:
         tail=scoring.tail,
         budget=scoring.budget or max_tokens,
         final_budget=None,
-        template=scoring.template,
+        template=_template(scoring.template),
     )
+
+
+def _template(name: str | None) -> str | None:
+    """As it is named, or as it lies in the repository: configs name ours by that path."""
+    if name is None or Path(name).exists() or not (ROOT / name).exists():
+        return name
+    return str(ROOT / name)
 
 
 def kind_of(verifier: str) -> Kind:
@@ -107,7 +126,7 @@ def score(
       max_tokens: of an answer, where `scoring.budget` says nothing.
 
     Raises:
-      UserError: a task that has no room.
+      UserError: a task that has no room; not one verifier that works.
     """
     if not scoring.population:
         greedy = rsa.Sampling(temperature=0.0)
@@ -118,9 +137,9 @@ def score(
         samples = answer(engine, chat, asks)
         submitted = [submission(*pair) for pair in zip(tasks, samples, strict=True)]
         lengths = [float(sample.tokens) for sample in samples]
-        accuracy = _judge(scorer, tasks, submitted)
-        longest = max(sample.prompt_tokens for sample in samples)
-        return Scored(accuracy, float(np.mean(lengths)), float(np.mean(lengths)), longest)
+        accuracy, failures = _judge(scorer, tasks, submitted)
+        longest, mean = max(sample.prompt_tokens for sample in samples), float(np.mean(lengths))
+        return Scored(accuracy, mean, mean, longest, failures)
     return _with_rsa(engine, chat, tasks, scorer, settings_of(scoring, max_tokens))
 
 
@@ -193,8 +212,8 @@ def _with_rsa(
         sample = population[0 if chosen is None else chosen]  # as it was written
         submitted.append(submission(task, sample))
     lengths = [sample.tokens for population in populations for sample in population]
-    accuracy = _judge(scorer, tasks, submitted)
-    return Scored(accuracy, float(np.mean(lengths)), decoded / len(tasks), longest)
+    accuracy, failures = _judge(scorer, tasks, submitted)
+    return Scored(accuracy, float(np.mean(lengths)), decoded / len(tasks), longest, failures)
 
 
 def answer(engine: Writes, chat: Chat, asks: Sequence[Ask]) -> list[Sample]:
@@ -237,6 +256,16 @@ def submission(task: Task, sample: Sample) -> Submission:
     return Submission(sample.text, task.answer, task.metadata, sample.thinking)
 
 
-def _judge(scorer: Scorer, tasks: Sequence[Task], submitted: Sequence[Submission]) -> float:
+def _judge(
+    scorer: Scorer, tasks: Sequence[Task], submitted: Sequence[Submission]
+) -> tuple[float, int]:
+    """Accuracy, and how many answers were not judged.
+
+    Raises:
+      UserError: none was: there is no sandbox, say, or a package is missing.
+    """
     scores = scorer.score([task.verifier for task in tasks], submitted)
-    return float(np.mean(np.nan_to_num(scores.rewards)))
+    failures = int(np.isnan(scores.rewards).sum())
+    if failures == len(tasks):
+        raise UserError(f"no answer could be judged: {'; '.join(scores.messages.values())}")
+    return float(np.mean(np.nan_to_num(scores.rewards))), failures
