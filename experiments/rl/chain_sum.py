@@ -65,11 +65,11 @@ def get_config(stage: str = "rl"):
             data=data,
             train=config.Train(
                 init_from="runs/sums/sft",
-                steps=24,
+                steps=16,
                 sequence_length=128,
                 log_every=4,
                 eval_every=8,
-                checkpoint_every=12,
+                checkpoint_every=8,
                 keep_checkpoints=1,
             ),
             # As in the report: momentum-free Muon, one rate, biases of balance held.
