@@ -22,9 +22,11 @@ from zaya_jax.data.aggregate import (
     select,
     tail,
     write_examples,
+    write_tasks,
 )
 from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.errors import UserError
+from zaya_jax.rl.rewards.tasks import read_tasks
 
 POOL = Pool(
     "What is 2+2?",
@@ -210,6 +212,22 @@ def test_from_pools_to_a_file_to_train_on(tokenizer, tmp_path):
 
 
 # --- Bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("candidates", "hybrid"), [(1, False), (2, False), (2, True)])
+def test_pools_become_tasks_that_a_stage_of_rl_reads(tokenizer, tmp_path, candidates, hybrid):
+    lines = [RECORD | {"answer": 12}, RECORD, RECORD | {"answer": "x", "verifier": "exact"}]
+    (tmp_path / "pools.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = Settings(candidates=candidates, hybrid=hybrid)
+    out = tmp_path / "tasks.jsonl"
+    written = write_tasks(read_pools(tmp_path / "pools.jsonl"), out, tokenizer, settings, seed=3)
+    each = len(RECORD["rollouts"])
+    assert written == (2 * each, 1)
+    tasks = list(read_tasks(out))
+    assert [task.verifier for task in tasks] == ["math"] * each + ["exact"] * each
+    assert {task.answer for task in tasks} == {"12", "x"}
+    asked = requests(Pool.parse(RECORD), tokenizer, settings, seed=3)
+    assert [task.prompt for task in tasks[:each]] == [r.messages[-1]["content"] for r in asked]
 
 
 def test_a_pool_is_read():

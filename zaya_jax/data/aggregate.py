@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,15 +81,22 @@ class Pool:
         rollouts: n of them, `<think>` reasoning `</think>` answer, or reasoning that was cut off.
         aggregated: the teacher's answers to aggregation prompts: the numbers of the rollouts that
             were shown, in their order, and what the teacher made of them.
+        answer: of the problem, for tasks of RL; None if it is not known.
+        verifier: that compares with it, as `rl.tasks` name them.
+        metadata: that the verifier wants.
     """
 
     problem: str
     rollouts: tuple[str, ...]
     aggregated: tuple[tuple[tuple[int, ...], str], ...] = ()
+    answer: str | None = None
+    verifier: str = "math"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, record: Any) -> Pool:
-        """Reads `{problem, rollouts, aggregated: [{candidates, rollout}]}`.
+        """Reads `{problem, rollouts, aggregated: [{candidates, rollout}], answer, verifier,
+        metadata}`.
 
         Raises:
             ValueError: a field is missing or malformed; names it.
@@ -106,7 +113,13 @@ class Pool:
         aggregated = tuple(
             _aggregated(entry, f"aggregated[{i}]", len(rollouts)) for i, entry in enumerate(given)
         )
-        return cls(problem, rollouts, aggregated)
+        answer, verifier = record.get("answer"), record.get("verifier", "math")
+        if answer is not None:
+            answer = _text(str(answer), "answer")
+        metadata = record.get("metadata") or {}
+        if not isinstance(metadata, Mapping):
+            raise ValueError(f"metadata is a {type(metadata).__name__}; it must be an object")
+        return cls(problem, rollouts, aggregated, answer, _text(verifier, "verifier"), metadata)
 
 
 @dataclass(frozen=True)
@@ -201,6 +214,52 @@ def write_examples(
             written += len(found)
             unfinished += len(pool.aggregated) - len(found)
     return Written(written, unfinished)
+
+
+class Asked(NamedTuple):
+    """What became of pools: tasks that were written, and pools that have no answer."""
+
+    tasks: int
+    unanswered: int
+
+
+def write_tasks(
+    pools: Iterable[Pool],
+    out: Path,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    *,
+    seed: int,
+    count: int | None = None,
+) -> Asked:
+    """Writes aggregation prompts as tasks of RL, `{prompt, answer, verifier, metadata}` a line.
+
+    With one candidate each rollout is gone on with by itself (self-aggregation), with more they are
+    put together (expert aggregation); see `requests`. The file is there when it is whole.
+
+    Args:
+        seed, count: as `requests` takes them.
+
+    Raises:
+        ValueError: a pool has fewer rollouts than a prompt shows.
+    """
+    tasks = unanswered = 0
+    with atomic_path(out) as scratch, scratch.open("w", encoding="utf-8") as file:
+        for pool in pools:
+            if pool.answer is None:
+                unanswered += 1
+                continue
+            for request in requests(pool, tokenizer, settings, seed=seed, count=count):
+                line = {
+                    "prompt": request.messages[-1]["content"],
+                    "answer": pool.answer,
+                    "verifier": pool.verifier,
+                    "metadata": dict(pool.metadata),
+                    "source": "aggregation",
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                tasks += 1
+    return Asked(tasks, unanswered)
 
 
 def select(

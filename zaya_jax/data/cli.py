@@ -43,6 +43,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("row", None, "show this row of the training data as text")
     flags.DEFINE_string("pools", None, "JSONL of rollouts to make aggregation examples of")
     flags.DEFINE_integer("tail", 4096, "with --pools: tokens shown of a rollout's reasoning")
+    flags.DEFINE_bool("rl_tasks", False, "with --pools: make tasks of RL, not chats to imitate")
+    flags.DEFINE_integer("candidates", 4, "with --rl_tasks: rollouts of a prompt; 1: its own")
     flags.DEFINE_bool("hybrid", False, "with --pools: show finished rollouts by their answers")
     options.json()
 
@@ -99,9 +101,18 @@ def _aggregate(experiment: Experiment, start: str | None) -> int:
         raise UserError(f"--out={out}: with --pools expected a file to write, NAME.jsonl")
     if out.resolve() == pools.resolve():
         raise UserError(f"--out={out} is the file of --pools: give another name")
-    settings = aggregate.Settings(tail=FLAGS.tail, hybrid=FLAGS.hybrid)
+    settings = aggregate.Settings(FLAGS.candidates, tail=FLAGS.tail, hybrid=FLAGS.hybrid)
     with as_user_errors("data", out):
         tokenizer = tokenizer_of(experiment.data, experiment.model.vocab_size, start)
+        if FLAGS.rl_tasks:
+            seed = experiment.train.seed
+            asked = aggregate.write_tasks(
+                aggregate.read_pools(pools), out, tokenizer, settings, seed=seed
+            )
+            print(f"{asked.tasks:,} tasks, {asked.unanswered:,} pools without an answer left out")
+            options.write_json(asked._asdict())
+            print(f"done: {out}; a source of tasks: rl.tasks = (('{out}', 1.0),)", file=sys.stderr)
+            return 0
         written = aggregate.write_examples(aggregate.read_pools(pools), out, tokenizer, settings)
     print(f"{written.examples:,} aggregation examples, {written.unfinished:,} unfinished left out")
     options.write_json(written._asdict())
