@@ -130,7 +130,7 @@ def test_a_model_of_this_machine_is_served_and_scored(tmp_path, capsys):
     assert len((work / "answers").glob("*.jsonl").__next__().read_text().splitlines()) == 2
     assert run(*command) == 0  # nothing is asked again
     assert run(*command[:2], "--model=nowhere", f"--workdir={tmp_path / 'other'}") == 2
-    assert "its server ended with status 2" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
 
 
 def _made(folder):
@@ -206,6 +206,10 @@ def test_evaluations_are_compared(server, quiz, tmp_path, capsys):
     assert "33.3 (" in row and "100.0 (" in row and row.rstrip(" |").endswith("+66.7")
     assert run(f"--compare={tmp_path}") == 2
     assert "no finished evaluation" in capsys.readouterr().err
+    both = f"--workdir={tmp_path / 'before'},{tmp_path / 'after'}"
+    assert cli.main(["report", both, f"--out={tmp_path / 'page.html'}"]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "33.3% to 100.0%" in text and "+66.7" in text and "<svg" in text
 
 
 def test_programs_are_scored_in_the_sandbox(tmp_path, capsys):

@@ -51,16 +51,28 @@ def table(results: Mapping[str, Mapping[str, Result]]) -> str:
 
 
 def _cell(result: Result | None, base: Result | None) -> str:
+    text, change = percent(result), None
+    if result is not None and base is not None:
+        change = moved(result, base)
+    return text if change is None else f"{text} {change}"
+
+
+def percent(result: Result | None) -> str:
+    """Mean and interval, in points; a dash for none."""
     if result is None:
         return "-"
     score = result.avg
-    text = f"{100 * score.mean:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})"
-    if base is None or result.rewards.keys() != base.rewards.keys():
-        return text
-    moved = statistics.difference(result.rewards, base.rewards)
-    change = f"{100 * moved.mean:+.1f}"
-    settled = moved.low > 0 or moved.high < 0
-    return f"{text} {change}" if settled else f"{text} ({change})"
+    return f"{100 * score.mean:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})"
+
+
+def moved(result: Result, base: Result) -> str | None:
+    """The difference in points, in parentheses if its interval reaches zero; None if they were not
+    asked the same tasks."""
+    if result.rewards.keys() != base.rewards.keys():
+        return None
+    found = statistics.difference(result.rewards, base.rewards)
+    change = f"{100 * found.mean:+.1f}"
+    return change if found.low > 0 or found.high < 0 else f"({change})"
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from zaya_jax.errors import UserError
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 _ADDRESS = re.compile(r"at (http://\S+)")
 END_SECONDS = 30.0
+POLL_SECONDS = 0.5
 
 
 @contextmanager
@@ -31,19 +34,20 @@ def served(model: str, options: Sequence[str]) -> Iterator[str]:
       The server's URL. Its log goes to this process's standard error.
 
     Raises:
-      UserError: the server ended before it listened; its own words stand above.
+      UserError: the server ended before it was ready; its own words stand above.
     """
     command = [sys.executable, str(LAUNCH), "serve", f"--model={model}", "--port=0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         found = next(filter(None, map(_ADDRESS.search, process.stdout)), None)
-        if found is None:
+        if found is not None:
+            threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
+        if found is None or not _ready(found[1], process):
             raise UserError(
                 f"--model={model}: its server ended with status {process.wait()}; the command was "
                 + " ".join(command[1:])
             )
-        threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
         yield found[1]
     finally:
         process.terminate()
@@ -52,6 +56,17 @@ def served(model: str, options: Sequence[str]) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _ready(url: str, process: subprocess.Popen[str]) -> bool:
+    """Waits for a server to have loaded and compiled, however long; False if it has ended."""
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=POLL_SECONDS * 60):
+                return True
+        except OSError:  # 503: it is starting
+            time.sleep(POLL_SECONDS)
+    return False
 
 
 def _drain(stream: IO[str]) -> None:

@@ -1,4 +1,4 @@
-"""Writes the page of a run, of several runs beside each other, or of a sweep."""
+"""Writes the page of a run, of several runs beside each other, of a sweep, or of evaluations."""
 
 from __future__ import annotations
 
@@ -47,10 +47,13 @@ def of(folders: Sequence[Path]) -> Page:
     """The page of what the directories hold.
 
     Raises:
-      UserError: one is neither a run nor a sweep, or a sweep is among several.
+      UserError: one is no run, sweep or evaluation, or a sweep is among several.
     """
-    from zaya_jax.report import compare, page, run, search, study
+    from zaya_jax.report import compare, evaluations, page, run, search, study
 
+    evaluated = [folder for folder in folders if evaluations.is_evaluation(folder)]
+    if evaluated and len(evaluated) == len(folders):
+        return evaluations.of(folders)
     sweeps = [folder for folder in folders if study.is_sweep(folder)]
     if sweeps and len(folders) > 1:
         raise UserError(
