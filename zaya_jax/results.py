@@ -103,6 +103,7 @@ def define_flags() -> None:
     """See `zaya_jax.options`."""
     flags.DEFINE_list("only", list(STUDIES), "the studies to rerun, of these")
     flags.DEFINE_string("workdir", "runs/results", "where the sweeps' directories are")
+    flags.DEFINE_integer("threads", THREADS, "of each run", lower_bound=1)
     options.out("folder of the pages (default: docs/results)")
     options.json()
 
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
         if name in BEGINS:
             config += f":{folder / BEGINS[name]}"
         sweep = ["sweep", f"--config={config}", f"--workdir={folder / name}"]
-        sweep.append(f"--threads={THREADS}")
+        sweep.append(f"--threads={FLAGS.threads}")
         done = subprocess.run([*supervise.launcher(), *sweep], check=False)
         if done.returncode not in (0, 1):  # 1: it ended, and a trial failed; its page says which
             return done.returncode
@@ -136,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
         outlook = Text("What a larger run would settle: " + " ".join(OUTLOOK[name].split()))
         page = dataclasses.replace(page, opening=[*page.opening, outlook])
         markdown.write(page, out / f"{name}.md")
-        update(out / INDEX, name, section(name, page, cost(folder / name)))
+        update(out / INDEX, name, section(name, page, cost(folder / name, FLAGS.threads)))
     print(f"pages: {out / INDEX}")
     options.write_json({"pages": str(out), "studies": names})
     return status
@@ -166,7 +167,7 @@ def section(name: str, page: Page, cost: str) -> str:
     return "\n\n".join([*parts, f"_{cost}_"])
 
 
-def cost(folder: Path) -> str:
+def cost(folder: Path, threads: int) -> str:
     """What the runs of a sweep took, and where they ran."""
     from zaya_jax.sweep import measures, record
     from zaya_jax.train import workdir
@@ -182,8 +183,9 @@ def cost(folder: Path) -> str:
     limit = LONG.get(folder.name, LONGEST)
     late = f", more than the {limit:.0f} s meant for a quiet machine"
     note = "" if longest <= limit else late
+    each = f"{threads} thread" + "s" * (threads > 1)
     return (
-        f"{len(runs)} runs of {THREADS} threads, {sum(seconds) / 60:.0f} minutes together; the "
+        f"{len(runs)} runs of {each}, {sum(seconds) / 60:.0f} minutes together; the "
         f"longest took {longest:.0f} s{note}. Commit {', '.join(commits)}; {'; '.join(places)}."
     )
 
