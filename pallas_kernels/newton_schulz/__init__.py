@@ -8,7 +8,7 @@ For a matrix X [m, n], m <= n (a tall one is transposed on the way in and out),
     X <- F X                        `iterations` times
 
 which brings every singular value near 1 and leaves the singular vectors. Of the two symmetric
-products only one triangle is multiplied out, and mirrored: per step 2 m^2 n + 2 m^3 multiplications
+products only one triangle is multiplied out, and mirrored: per step 3 m^2 n + m^3 multiplications
 and additions, not 4 m^2 n + 2 m^3 (m = n: 4 m^3 instead of 6 m^3).
 
 Source: Keller Jordan, Muon (2024); the coefficients are his quintic's.

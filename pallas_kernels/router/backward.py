@@ -47,9 +47,10 @@ def gradients(
         return product.astype(static.dtype)
 
     precision = jax.lax.Precision.HIGHEST if static.dtype == jnp.float32 else None
-    assert weights.down is not None
+    assert weights.down is not None and weights.norm is not None
     dx = jnp.matmul(d_hidden, weights.down.T, precision=precision)
     named = {name: sums[i].astype(static.dtype) for i, name in enumerate(SUMS)}
+    named["norm"] = sums[SUMS.index("norm")].astype(weights.norm.dtype)
     if not static.with_state:
         named["state_scale"] = None
     d_weights = Weights(

@@ -52,7 +52,8 @@ def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, soft
     """See the package."""
     del top_k, softmax_dtype  # `supports` sees to them
     static = Static.of(x, state, weights, eps=eps, norm_dtype=norm_dtype)
-    weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
+    norm = weights.norm  # multiplies in `norm_dtype`, as it is stored
+    weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)._replace(norm=norm)
     if not static.with_state:
         state, weights = None, weights._replace(state_scale=None)
     decided, _ = _route(static, x, state, weights, biases, live)

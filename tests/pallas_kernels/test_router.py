@@ -86,6 +86,28 @@ def test_kernel_agrees_with_the_definition(dtype, T, D, R, classes, state, live)
         check(*draw(1, T, D, R, classes, dtype, state, live))
 
 
+def test_a_norm_kept_in_float32_is_not_rounded():
+    """Parameters of one axis are: 1 + 2^-8 would be 1 in bfloat16."""
+    (x, state, weights, biases, live), options = draw(3, 16, 32, 32, 5, "bfloat16")
+
+    def run(implementation, value):
+        def of(norm):
+            routing = IMPLEMENTATIONS[implementation](
+                x, state, weights._replace(norm=norm), biases, live, **options
+            )
+            return jnp.sum(routing.log_normalizer), routing.log_normalizer
+
+        norm = jnp.full((32,), value, jnp.float32)
+        return jax.grad(of, has_aux=True)(norm)
+
+    gradient, found = run("triton", 1 + 2**-8)
+    wanted, expected = run("reference", 1 + 2**-8)
+    assert gradient.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=2e-2)
+    np.testing.assert_allclose(gradient, wanted, atol=4e-2 * np.abs(wanted).max())
+    assert (np.asarray(found) != np.asarray(run("triton", 1.0)[1])).any()
+
+
 def test_all_tokens_to_one_expert_are_counted_there():
     args, options = draw(0, 20, 16, 16, 4, "float32", live=False)
     biases = args[3].at[2].set(10.0)

@@ -99,8 +99,9 @@ def test_context_and_experts():
 
 
 def orthogonalising(a: int, b: int) -> int:
-    """Five iterations of 2 a^2 b + 2 a^3, a <= b."""
-    return 5 * (2 * a * a * b + 2 * a**3)
+    """Five iterations, a <= b: of X X^T and of A A half of the a^2 entries, of 2 b and of 2 a
+    operations each; of F X all a b, of 2 a."""
+    return 5 * (a * a * b + a * a * a + a * b * 2 * a)
 
 
 # Of each kind of matrix, one: q, output; k, the router's down; two halves of v; its hidden layers;

@@ -96,6 +96,7 @@ def test_a_file_edits_the_cluster(tmp_path):
         ('{"network": -1}', "network = -1: expected a number above 0"),
         ('{"usable": 1.5}', "usable = 1.5: expected a share from 0 to 1"),
         ('{"matrix": {"bfloat16": 0}}', "expected a number above 0"),
+        ('{"matrix": 1e15}', "matrix is 1000000000000000.0; expected rates by dtype"),
         ('{"node": 2.5}', "node = 2.5: expected a whole number"),
         ('{"switched": 1}', "switched = 1: expected true or false"),
         ('{"network": NaN}', "network = nan"),

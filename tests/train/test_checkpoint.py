@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from zaya_jax.config import to_dict
@@ -102,6 +103,22 @@ def test_a_damaged_checkpoint_is_named_and_stepped_over(damaged, experiment):
     checkpoints.close()
     assert (folder / "checkpoints/damaged-4").is_dir()
     assert_equal(restore_weights(folder)[1], dict(states[4].params))
+
+
+def test_a_whole_checkpoint_that_cannot_be_read_now_keeps_its_name(run, experiment, monkeypatch):
+    """Too little memory, or other code, damages nothing: the same command may go on later."""
+    folder = run[0]
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+    def restore(*args, **kwargs):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    checkpoints = Checkpoints(folder, experiment)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
+    with pytest.raises(UserError, match=r"is whole, but could not be read: .*RESOURCE_EXHAUSTED"):
+        checkpoints.restore()
+    checkpoints.close()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
 
 
 def test_a_damaged_checkpoint_asked_for_by_number_is_an_error(damaged):

@@ -31,6 +31,10 @@ what = dict(part.split(":") for part in plan.split(",") if part).get(f"{me}@{att
 if what == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     time.sleep(60)
+if what == "deaf":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(60)
 if what == "hangup":  # as a terminal that is closed does to all that it has started
     os.kill(os.getppid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGHUP)
@@ -215,3 +219,45 @@ def test_a_launcher_under_a_scheduler_starts_its_share(monkeypatch, tmp_path):
     assert launch.devices == ["0,1", "2,3", "4,5", "6,7"]
     assert launch.command[1:3] == [str(ROOT / "launch.py"), "train"]
     assert os.path.isabs(launch.command[0])
+
+
+def test_processes_that_hear_nothing_are_ended_by_the_second_request(tmp_path):
+    """Two signals together are one request; what hears it may be saving."""
+    program = LAUNCHER.replace(
+        "command =",
+        "from zaya_jax.train import interrupt, restart\n"
+        "interrupt.APART, restart._GRACE = 1.0, 0.5\ncommand =",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path), "0@0:deaf,1@0:deaf"], stdout=subprocess.PIPE
+    )
+    until(lambda: len(list(tmp_path.iterdir())) == 2 and len(children(process)) == 2)
+    time.sleep(0.5)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert process.poll() is None and len(children(process)) == 2
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGKILL
+
+
+STUCK = f"""
+import hashlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+from zaya_jax.train import interrupt
+interrupt.APART, interrupt.GRACE = 0.5, 0.5
+with interrupt.requests():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000_000)  # in C, for an hour, without the GIL
+"""
+
+
+def test_a_process_that_is_stuck_in_c_is_ended_by_the_second_signal():
+    """As in a compilation, or in a collective that hangs: no Python handler runs there."""
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM

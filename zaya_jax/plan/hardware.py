@@ -134,6 +134,11 @@ def _check(fields: Mapping[str, Any], file: str | None) -> None:
         numbers = value.values() if name == "matrix" and isinstance(value, dict) else [value]
         if name == "target":
             continue
+        if name == "matrix" and not isinstance(value, dict):
+            raise UserError(
+                f"--hardware={file}: matrix is {value!r:.40}; expected rates by dtype, as "
+                "{'bfloat16': 1e15}"
+            )
         if name == "switched":
             good, wanted = isinstance(value, bool), "true or false"
         elif name == "node":

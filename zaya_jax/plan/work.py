@@ -89,7 +89,8 @@ def work(case: Case) -> Work:
 
 def newton_schulz(case: Case) -> float:
     """Of the matrices [a, b], a <= b, that a device orthogonalises: each of `iterations` times
-    2 a^2 b + 2 a^3, as the kernel does it (one triangle of each symmetric product)."""
+    a^2 b + a^3 for one triangle of the two symmetric products, as the kernel has it, and 2 a^2 b
+    for the whole one."""
     optim, total = case.experiment.optim, 0.0
     for leaf in case.leaves:
         if not leaf.trained or not rule_of(optim, leaf.declared).startswith("muon"):
@@ -103,7 +104,7 @@ def newton_schulz(case: Case) -> float:
         if rule_of(optim, leaf.declared) == "muon of halves":
             count, n = 2 * count, n // 2
         a, b = sorted((m, n))
-        total += math.ceil(count / ways) * optim.muon.iterations * (2 * a * a * b + 2 * a**3)
+        total += math.ceil(count / ways) * optim.muon.iterations * (3 * a * a * b + a**3)
     return total
 
 

@@ -129,7 +129,8 @@ class Checkpoints:
         for step in sorted(steps):
             scratch = self._folder / f"{_SCRATCH}deleting-{step}"
             (self._folder / str(step)).rename(scratch)
-            shutil.rmtree(scratch)
+            # A file that a reader has open on a network file system: the next start sweeps it up.
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def wait(self) -> None:
         """Until nothing is being written.
@@ -194,10 +195,11 @@ class Checkpoints:
         return None
 
     def _read(self, step: int) -> tuple[TrainState | None, str]:
-        """A checkpoint's state, or why there is none.
+        """A checkpoint's state, or what of it is damaged.
 
         Raises:
-          UserError: it is whole, but only some of the processes can read it.
+          UserError: it is whole, but cannot be read: by some of the processes, or for want of
+            memory, or by this version of the code. Then trying an older one would not help.
         """
         folder = self._folder / str(step)
         damage = self._group.share(lambda: _failing(lambda: check(folder))[1])
@@ -220,7 +222,10 @@ class Checkpoints:
                 f"{folder} is whole, but cannot be read by {'; '.join(failed)}. All processes must "
                 "see --workdir under the same path"
             )
-        return None, told[0]
+        raise UserError(
+            f"{folder} is whole, but could not be read: {told[0]}. Nothing was renamed or deleted: "
+            "mend that (too little memory? other code?) and give the same command again"
+        )
 
     def _handler(self) -> ocp.CompositeCheckpointHandler:
         options = ocp.CompositeOptions(multiprocessing_options=self._among)

@@ -6,13 +6,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # sweeps use this file, and do without jax
     from zaya_jax.parallel.processes import Alone
+
+
+APART = 2.0
+"""Seconds between two signals that are two requests."""
+GRACE = 5.0
+"""Seconds for a process to end by itself, once it was asked a second time."""
 
 
 class Request:
@@ -42,6 +49,9 @@ class Request:
 def requests(group: Alone | None = None) -> Iterator[Request]:
     """Collects signals inside the block; a second Ctrl-C interrupts at once.
 
+    Where Python is not to be had, in a compilation or a collective that hangs, a second signal of
+    any kind, `APART` seconds after the first, ends the process `GRACE` seconds later.
+
     A signal that the process was started to ignore (`nohup`) stays ignored. Only the main thread
     can receive signals: in any other this does nothing.
     """
@@ -50,6 +60,8 @@ def requests(group: Alone | None = None) -> Iterator[Request]:
         yield request
         return
 
+    times: list[float] = []
+
     def receive(number: int, frame: FrameType | None) -> None:
         if request.heard and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -57,17 +69,52 @@ def requests(group: Alone | None = None) -> Iterator[Request]:
         if group is None or group.count == 1:
             request.signal = request.heard
         again = "; once more stops at once" if number == signal.SIGINT else ""
+        if len(times) > 1:
+            again = f"; it ends within {GRACE:g} s"
         if group is None or group.leads:
             _tell(f"\n{request.heard.name}: stopping after this step{again}\n")
 
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [name for name in wanted if signal.getsignal(name) is not signal.SIG_IGN]
     before = {name: signal.signal(name, receive) for name in heard}
+    with _listener({int(name) for name in heard}, times):
+        try:
+            yield request
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+
+def again(times: Sequence[float]) -> float | None:
+    """When a request was repeated: a scheduler may send several signals at once, which are one."""
+    return next((moment for moment in times if moment > times[0] + APART), None)
+
+
+@contextmanager
+def _listener(signals: set[int], times: list[float]) -> Iterator[None]:
+    """Hears of signals in a thread of its own, whatever the main thread is stuck in: the C handler
+    of Python writes their numbers to a pipe."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    over = threading.Event()
+
+    def listen() -> None:
+        while numbers := os.read(reading, 64):
+            for number in numbers:
+                if number in signals and not over.is_set():
+                    times.append(time.monotonic())
+            if again(times) is not None and not over.wait(GRACE):
+                os._exit(128 + numbers[-1])
+        os.close(reading)
+
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
     try:
-        yield request
+        yield
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
 
 
 def _tell(text: str) -> None:

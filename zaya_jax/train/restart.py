@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from zaya_jax.errors import UserError
+from zaya_jax.train import interrupt
 
 WRONG_USE = 2
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -77,12 +78,20 @@ def run(launch: Launch, tell: Callable[[str], None]) -> int:
       tell: gets a line when something happened.
     """
     stopped: list[int] = []
+    times: list[float] = []
     running: list[subprocess.Popen] = []
 
     def stop(number: int, frame: object) -> None:
         stopped.append(number)
+        times.append(time.monotonic())
         for process in running:
             process.send_signal(number)
+
+    def overdue() -> bool:
+        """Whether somebody asked a second time, and was not heard: a process may be stuck where it
+        hears nothing."""
+        again = interrupt.again(times)
+        return again is not None and time.monotonic() > again + _GRACE
 
     heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in heard}  # not what nohup ignores
@@ -91,7 +100,7 @@ def run(launch: Launch, tell: Callable[[str], None]) -> int:
             running[:] = [_start(command) for command in launch.commands()]
             if stopped:  # between two starts
                 stop(stopped[-1], None)
-            ended = _wait(running)
+            ended = _wait(running, overdue)
             status, why = _verdict(ended, launch.first)
             if stopped or status in (0, WRONG_USE, *(128 + number for number in _STOPS)):
                 return 128 - status if status < 0 else status
@@ -121,10 +130,15 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def _wait(running: list[subprocess.Popen]) -> list[tuple[int, int]]:
+def _wait(
+    running: list[subprocess.Popen], overdue: Callable[[], bool]
+) -> list[tuple[int, int]]:
     """Until all have ended: their numbers here with their statuses, in the order in which they did.
 
     When one has failed, the others have a little time.
+
+    Args:
+      overdue: whether they are to be ended now.
     """
     ended: dict[int, int] = {}
     deadline = None
@@ -135,7 +149,7 @@ def _wait(running: list[subprocess.Popen]) -> list[tuple[int, int]]:
                 ended[number] = status
                 if status and deadline is None:
                     deadline = time.monotonic() + _GRACE
-        if deadline is not None and time.monotonic() > deadline:
+        if overdue() or (deadline is not None and time.monotonic() > deadline):
             _kill(running)
         time.sleep(0.05)
     return list(ended.items())
