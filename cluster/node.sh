@@ -12,9 +12,6 @@ config=${1:?the config: cluster/node.sh CONFIG WORKDIR [options]}
 workdir=${2:?the run directory: cluster/node.sh CONFIG WORKDIR [options]}
 shift 2
 
-# What `launch.py plan` counts with; jax alone would take 75% of an NVIDIA GPU.
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.93}"
-
 exec "${PYTHON:-.venv/bin/python}" launch.py train \
   --config="$config" --workdir="$workdir" --mesh="${MESH:-data=8}" \
   --spawn="${PROCESSES:-0}" --restarts="${RESTARTS:-3}" --watchdog_seconds=1800 "$@"

@@ -41,6 +41,34 @@ def test_rocm_is_detected_without_importing_jax(environment, machine, expected):
     assert platform.is_rocm(environment, **machine) is expected
 
 
+NVIDIA = {
+    "exists": lambda path: path == "/dev/nvidiactl",
+    "installed": lambda name: "0.10.2" if name in platform.CUDA_PLUGINS[:2] else None,
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "machine", "expected"),
+    [
+        ({}, NOTHING, False),
+        ({}, NVIDIA, True),
+        ({}, AMD, False),
+        ({"JAX_PLATFORMS": "cpu"}, NVIDIA, False),
+        ({"JAX_PLATFORMS": "gpu"}, NVIDIA, True),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, NOTHING, True),
+        ({}, {**NVIDIA, "exists": lambda path: False}, False),
+    ],
+)
+def test_cuda_is_detected_without_importing_jax(environment, machine, expected):
+    assert platform.is_cuda(environment, **machine) is expected
+
+
+def test_float32_is_float32_on_either_gpu_unless_the_user_says_otherwise():
+    for preset in (platform.cuda_preset, platform.rocm_preset):
+        assert preset({})["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
+        assert "JAX_DEFAULT_MATMUL_PRECISION" not in preset({"JAX_DEFAULT_MATMUL_PRECISION": ""})
+
+
 def test_preset_switches_command_buffers_off():
     assert "--xla_gpu_enable_command_buffer=" in platform.rocm_preset({})["XLA_FLAGS"].split()
 

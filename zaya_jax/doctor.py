@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     problems = mismatches(found)
     for name, version in found.items():
         print(f"{name:<20} {version or '-'}")
-    preset = platform.rocm_preset({}) if platform.is_rocm(os.environ) else {}
+    rocm, cuda = platform.is_rocm(os.environ), platform.is_cuda(os.environ)
+    preset = platform.rocm_preset({}) if rocm else platform.cuda_preset({}) if cuda else {}
     device = attached()
     if isinstance(device, str):
         problems.append(device)
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> int:
         print(f"{'backend':<20} {device['backend']}: {names}")
         silent = platform.silent_gpu(os.environ, device["backend"])
         problems += [silent] if silent else []
-    print(f"{'preset':<20} {'rocm' if preset else 'none needed on this platform'}")
+    named = "rocm" if rocm else "cuda" if cuda else "none needed on this platform"
+    print(f"{'preset':<20} {named}")
     for name in preset:
         print(f"  {name}={os.environ.get(name)}")
     for problem in problems:

@@ -1,4 +1,4 @@
-"""What the environment should hold before jax is imported: the ROCm preset, and a cache.
+"""What the environment should hold before jax is imported: presets of GPUs, and a cache.
 
 Pure functions of an environment and of what is installed, none of which imports jax. The values
 follow what AMD's documentation and training scripts set for JAX on Instinct GPUs; BUILD.md gives
@@ -26,8 +26,14 @@ ROCM_XLA_FLAGS: Mapping[str, str] = {
     "xla_gpu_unsupported_use_ragged_all_to_all_one_shot_kernel": "false",
 }
 
-ROCM_ENVIRONMENT: Mapping[str, str] = {
+GPU_ENVIRONMENT: Mapping[str, str] = {
+    # Nearly all of it: `launch.py plan` counts with as much.
     "XLA_PYTHON_CLIENT_MEM_FRACTION": ".93",
+    # float32 products are meant to be float32, not TF32; bfloat16 ones are not touched.
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+}
+ROCM_ENVIRONMENT: Mapping[str, str] = {
+    **GPU_ENVIRONMENT,
     "HIP_FORCE_DEV_KERNARG": "1",
     "HSA_FORCE_FINE_GRAIN_PCIE": "1",
     "HSA_NO_SCRATCH_RECLAIM": "1",
@@ -63,6 +69,24 @@ def is_rocm(
         return "rocm" in asked.split(",")
     driver = exists("/dev/kfd") or exists(environment.get("ROCM_PATH") or "/opt/rocm")
     return asked == "rocm" or (driver and installed(ROCM_PLUGINS[0]) is not None)
+
+
+def is_cuda(
+    environment: Mapping[str, str],
+    installed: Callable[[str], str | None] = version_of,
+    exists: Callable[[str], bool] = os.path.exists,
+) -> bool:
+    """Whether jax will run on an NVIDIA GPU here; see `is_rocm`."""
+    asked = environment.get("JAX_PLATFORMS", "")
+    if asked and asked != "gpu":
+        return "cuda" in asked.split(",")
+    plugin = any(installed(name) is not None for name in CUDA_PLUGINS)
+    return plugin and exists("/dev/nvidiactl")
+
+
+def cuda_preset(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set for a CUDA run, but for those that are set."""
+    return {name: value for name, value in GPU_ENVIRONMENT.items() if name not in environment}
 
 
 def rocm_preset(environment: Mapping[str, str]) -> dict[str, str]:
@@ -102,9 +126,11 @@ def cache_preset(environment: Mapping[str, str], folder: Path) -> dict[str, str]
 
 
 def preset(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The changes for this machine: `rocm_preset` on an AMD GPU, nothing elsewhere."""
+    """The changes for this machine: those of its GPU; nothing where there is none."""
     environment = os.environ if environment is None else environment
-    return rocm_preset(environment) if is_rocm(environment) else {}
+    if is_rocm(environment):
+        return rocm_preset(environment)
+    return cuda_preset(environment) if is_cuda(environment) else {}
 
 
 def silent_gpu(
