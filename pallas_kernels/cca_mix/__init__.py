@@ -90,7 +90,15 @@ def cca_mix(
 
     Returns:
       q [B, S, H, C], k [B, S, K, C], v [B, S, K, C] in the activation dtype.
+
+    Raises:
+      ValueError: arrays of other rows or tokens than q has.
     """
+    rows = q.shape[:2]
+    values = dict(k=k, v_current=v_current, v_delayed=v_delayed)
+    for name, array in (values | dict(cos=cos, sin=sin, positions=positions)).items():
+        if array.shape[:2] != rows:
+            raise ValueError(f"cca_mix: {name} must begin with {list(rows)}; got {array.shape}")
     return dispatch.call(
         "cca_mix",
         IMPLEMENTATIONS,

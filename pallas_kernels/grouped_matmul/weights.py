@@ -20,7 +20,7 @@ from pallas_kernels.dots import dot
 from pallas_kernels.grouped_matmul.tiles import UNIT, block_of
 from pallas_kernels.quantized import Quantized, of_nibbles
 
-MOST_GROUP = 256  # of 4 bits, whose groups are a step each
+MOST_GROUP = 128  # of 4 bits: a group is a step, whose operands must fit shared memory
 
 
 class Matrices:
@@ -107,5 +107,5 @@ def lacks(weights: Quantized) -> str | None:
     if weights.group % least:
         return f"{weights.kind} groups of multiples of {least} rows, not {weights.group}"
     if weights.bits == 4 and (weights.group & (weights.group - 1) or weights.group > MOST_GROUP):
-        return f"{weights.kind} groups of 32, 64, 128 or {MOST_GROUP} rows, not {weights.group}"
+        return f"{weights.kind} groups of 32, 64 or {MOST_GROUP} rows, not {weights.group}"
     return None

@@ -47,7 +47,20 @@ def residual_norm(
 
     Returns:
       The stream [..., D] in `stream_dtype`; its norm [..., D] in the mixer's dtype, or None.
+
+    Raises:
+      ValueError: shapes that do not fit each other.
     """
+    if mixer.shape != stream.shape:
+        raise ValueError(
+            f"residual_norm: mixer and stream must be of one shape; got {mixer.shape} and "
+            f"{stream.shape}"
+        )
+    D = mixer.shape[-1]
+    vectors = [*(("scales", scale) for scale in scales or ()), ("norm_weight", norm_weight)]
+    for name, vector in vectors:
+        if vector is not None and vector.shape != (D,):
+            raise ValueError(f"residual_norm: {name} must be [{D}]; got {vector.shape}")
     return dispatch.call(
         "residual_norm",
         IMPLEMENTATIONS,

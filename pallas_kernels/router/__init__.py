@@ -43,7 +43,22 @@ def router(
       biases: [classes] balancing biases, float32 at least; they move the choice only (eq 4).
       live: [T] bool; None means all.
       softmax_dtype: in which logits become probabilities.
+
+    Raises:
+      ValueError: shapes that do not fit each other.
     """
+    T, D = x.shape
+    width = D if weights.down is None else weights.down.shape[-1]
+    given = {
+        "state": (None if weights.down is None else state, (T, width)),
+        "weights.down": (weights.down, (D, width)),
+        "weights.norm": (weights.norm, (width,)),
+        "weights.out": (weights.out, (width, biases.shape[-1])),
+        "live": (live, (T,)),
+    }
+    for name, (array, shape) in given.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"router: {name} must be {list(shape)}; got {array.shape}")
     return dispatch.call(
         "router",
         IMPLEMENTATIONS,

@@ -372,6 +372,10 @@ def test_says_what_the_kernel_lacks():
         cca_mix(*few, **options, implementation="triton")
     with pytest.raises(ValueError, match="not float16"):
         cca_mix(args[0].astype(jnp.float16), *args[1:], **options, implementation="triton")
+    for place, name in ((5, "cos"), (7, "positions")):  # what broadcasts would be read wrongly
+        one = [x[:1] if i == place else x for i, x in enumerate(args)]
+        with pytest.raises(ValueError, match=f"{name} must begin with"):
+            cca_mix(*one, **options)
 
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])

@@ -111,7 +111,20 @@ def test_says_what_the_kernel_lacks():
     with pytest.raises(ValueError, match="float32 and bfloat16, not float16"):
         residual_norm(*halves, **options, implementation="triton")
     wide = jax.ShapeDtypeStruct((2, 32_768), jnp.float32)
-    assert "16384 channels" in (triton.supports(wide, wide, None, None, **options) or "")
+    lacks = triton.supports(wide, wide, None, None, **options)
+    assert lacks is not None and f"{triton.MAX_WIDTH} channels" in lacks
+
+
+def test_shapes_that_do_not_fit_are_told():
+    args, options = draw(0, 2, 8, jnp.dtype("float32"), "training")
+    mixer, stream, scales, weight = args
+    for wrong, told in (
+        ((mixer, stream[:, :4], scales, weight), "of one shape"),
+        ((mixer, stream, scales, weight[:4]), r"norm_weight must be \[8\]; got \(4,\)"),
+        ((mixer, stream, (*scales[:3], scales[3][:1]), weight), r"scales must be \[8\]"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            residual_norm(*wrong, **options)
 
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])

@@ -188,6 +188,19 @@ def test_says_what_the_kernel_lacks():
             router(**{**names, **options, **changed}, implementation="triton")
 
 
+def test_shapes_that_do_not_fit_are_told():
+    (x, state, weights, biases, live), options = draw(0, 6, 16, 16, 5, "float32")
+    for wrong, told in (
+        ((x, state[:3], weights, biases, live), r"state must be \[6, 16\]; got \(3, 16\)"),
+        ((x, state, weights._replace(down=weights.down[:8]), biases, live), "weights.down"),
+        ((x, state, weights._replace(norm=weights.norm[:8]), biases, live), "weights.norm"),
+        ((x, state, weights, biases[:4], live), "weights.out"),
+        ((x, state, weights, biases, live[:2]), "live must be"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            router(*wrong, **options)
+
+
 def test_gelu_is_exact():
     """Beside torch's definition in float64, tails included; and its slope beside a difference."""
     x = np.linspace(-12, 12, 4001)

@@ -114,6 +114,8 @@ def main(argv: list[str]) -> int:
         print("no op has a kernel")
         return 0
     calls = [name for op in ops for name in kernels.names(op, forms)]
+    if FLAGS.time and not FLAGS.tune:
+        raise UserError("--time lets the attached GPU choose among settings: it goes with --tune")
     for target in targets if FLAGS.time else ():
         timing.require_attached(target)
     compilers = [Compiler(target) for target in targets]  # raises before anything is compiled
