@@ -73,8 +73,9 @@ OUTLOOK = {
     "rsa_sft": """
         Nothing: it is where the next study begins.""",
     "rsa": """
-        Whether aggregation finds what none of the attempts has; here it can only go on with them,
-        and tell the wrong ones by the company of the right.""",
+        Whether RSA beats a vote where models can solve something: 800 steps were too few for sums
+        of eight to ten terms, of which whole solutions get a tenth right (one seed of three none),
+        so there is little to go on with. And whether aggregation finds what no attempt has.""",
 }
 """What a larger run would settle, by study."""
 INDEX = "README.md"
