@@ -128,23 +128,33 @@ class _Answers:
         return answer, self._host.number
 
 
-_JOINING = threading.Lock()  # actors are started by several threads, which join the cluster once
+def join_ray() -> Any:
+    """Joins the cluster, or starts one here, once in a process. To be called in a thread that lives
+    as long as the cluster is to: Ray has what it starts die with the thread that started it.
+
+    Returns:
+      The ray module.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise UserError(
+            "rl.rollout = 'ray': the ray package is not installed; "
+            "pip install -r requirements-ray.txt, or take 'process'"
+        ) from None
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return ray
 
 
 class RayActor:
     """A host in a Ray actor, on whatever node has room: a GPU where the cluster has some."""
 
     def __init__(self, experiment: Experiment, place: Place, params: Params, biases: Biases):
-        try:
-            self._ray: Any = importlib.import_module("ray")
-        except ImportError:
-            raise UserError(
-                "rl.rollout = 'ray': the ray package is not installed; "
-                "pip install -r requirements-ray.txt, or take 'process'"
-            ) from None
-        with _JOINING:
-            if not self._ray.is_initialized():
-                self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        self._ray = join_ray()
         gpu = self._ray.cluster_resources().get("GPU", 0) > 0
         share = {"num_gpus": 1} if gpu else {"num_cpus": 1}
         actor = self._ray.remote(_Answers).options(**share)

@@ -22,7 +22,7 @@ from zaya_jax.model.functional import Biases, Params
 from zaya_jax.rl.generation import Finished
 from zaya_jax.rl.graded import Graded, is_graded
 from zaya_jax.rl.host import Host, Opened, Place
-from zaya_jax.rl.remote import Died, Process, RayActor, Remote
+from zaya_jax.rl.remote import Died, Process, RayActor, Remote, join_ray
 
 RESTARTS = 3
 """Times that a worker may be started anew in a run."""
@@ -141,6 +141,8 @@ class Pool:
             numbers = [begin + worker for worker in range(workers)]
         self.numbers = list(numbers)
         self._restarts, self._lock = [0] * workers, threading.Lock()
+        if experiment.rl.rollout == "ray":
+            join_ray()  # here: the threads below end with the stage
         self._threads = ThreadPoolExecutor(workers, "rollout worker")
         self._remotes: list[Remote] = []
         try:
