@@ -116,6 +116,7 @@ def test_the_page_of_a_stage_shows_rewards_and_rollouts_to_read(done):
     page = report_cli.of([done[1]])
     titles = [section.title for section in page.sections if section.parts]
     assert {"Generation and trainer", "Time", "Rollouts to read"} <= set(titles)
+    assert "Curriculum" not in titles  # no task of it is graded
     rollouts = next(s for s in page.sections if s.title == "Rollouts to read")
     said = " ".join(part.text for part in rollouts.parts)
     assert "copy" in said and "reward 1" in said and "reward 0" in said

@@ -218,9 +218,10 @@ def results(run: Run) -> Record:
 
 def sections(run: Run) -> list[Section]:
     """All that is shown of a stage but its commands, config and place."""
+    graded = any("difficulty_mean" in record for record in run.records)
     return [
         Section("Answers", list(_figures(run, LEARNING))),
-        Section("Curriculum", [*_figures(run, CURRICULUM), *_calibration(run)]),
+        Section("Curriculum", [*_figures(run, CURRICULUM), *_calibration(run)] if graded else []),
         Section("Generation and trainer", list(_figures(run, AGREEMENT))),
         Section("Canaries and losses", list(_figures(run, CANARIES))),
         Section("Time", list(_figures(run, TIME))),
