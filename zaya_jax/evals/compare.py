@@ -81,10 +81,10 @@ def summary(results: Sequence[Result]) -> str:
     for result in results:
         samples = sorted({len(rewards) for rewards in result.rewards.values()})
         k = "/".join(map(str, samples))
-        lines.append(f"{result.name}: avg@{k} {_percent(result.avg)} over {result.avg.tasks} tasks")
+        lines.append(f"{result.name}: avg@{k} {share(result.avg)} over {result.avg.tasks} tasks")
         for k_passed, score in result.passed.items():
             if k_passed > 1:
-                lines.append(f"  pass@{k_passed} {_percent(score)}")
+                lines.append(f"  pass@{k_passed} {share(score)}")
         for name, value in result.more.items():
             lines.append(f"  {name.replace('_', ' ')} {100 * value:.1f}")
         if result.tokens is not None:
@@ -98,5 +98,6 @@ def summary(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _percent(score: statistics.Score) -> str:
+def share(score: statistics.Score) -> str:
+    """Mean and interval, in per cent."""
     return f"{100 * score.mean:.1f}% ({100 * score.low:.1f} to {100 * score.high:.1f})"

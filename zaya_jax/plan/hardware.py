@@ -131,7 +131,6 @@ def _read(file: str) -> dict[str, Any]:
 def _check(fields: Mapping[str, Any], file: str | None) -> None:
     """Numbers where numbers are due: shares up to 1, sizes and rates above 0."""
     for name, value in fields.items():
-        numbers = value.values() if name == "matrix" and isinstance(value, dict) else [value]
         if name == "target":
             continue
         if name == "matrix" and not isinstance(value, dict):
@@ -139,6 +138,7 @@ def _check(fields: Mapping[str, Any], file: str | None) -> None:
                 f"--hardware={file}: matrix is {value!r:.40}; expected rates by dtype, as "
                 "{'bfloat16': 1e15}"
             )
+        numbers = value.values() if name == "matrix" else [value]
         if name == "switched":
             good, wanted = isinstance(value, bool), "true or false"
         elif name == "node":

@@ -129,16 +129,13 @@ def _figures(results: Results, sets: Sequence[str]) -> list[Figure]:
 
 def _passed(results: Results, sets: Sequence[str]) -> list[Table]:
     rows = [
-        [
-            f"{name}, {evaluation}, pass@{k}",
-            f"{score.mean:.1%} ({score.low:.1%} to {score.high:.1%})",
-        ]
+        [f"{name}, {evaluation}, pass@{k}", compare.share(score)]
         for name in sets
         for evaluation, found in results.items()
         if name in found
         for k, score in found[name].passed.items()
         if k > 1
-    ]  # fmt: skip
+    ]
     return [Table(rows)] if rows else []
 
 

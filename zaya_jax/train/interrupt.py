@@ -69,7 +69,7 @@ def requests(group: Alone | None = None) -> Iterator[Request]:
         if group is None or group.count == 1:
             request.signal = request.heard
         again = "; once more stops at once" if number == signal.SIGINT else ""
-        if len(times) > 1:
+        if repeated(times) is not None:
             again = f"; it ends within {GRACE:g} s"
         if group is None or group.leads:
             _tell(f"\n{request.heard.name}: stopping after this step{again}\n")
@@ -85,7 +85,7 @@ def requests(group: Alone | None = None) -> Iterator[Request]:
                 signal.signal(name, handler)
 
 
-def again(times: Sequence[float]) -> float | None:
+def repeated(times: Sequence[float]) -> float | None:
     """When a request was repeated: a scheduler may send several signals at once, which are one."""
     return next((moment for moment in times if moment > times[0] + APART), None)
 
@@ -103,7 +103,7 @@ def _listener(signals: set[int], times: list[float]) -> Iterator[None]:
             for number in numbers:
                 if number in signals and not over.is_set():
                     times.append(time.monotonic())
-            if again(times) is not None and not over.wait(GRACE):
+            if repeated(times) is not None and not over.wait(GRACE):
                 os._exit(128 + numbers[-1])
         os.close(reading)
 

@@ -81,16 +81,19 @@ def run(launch: Launch, tell: Callable[[str], None]) -> int:
     times: list[float] = []
     running: list[subprocess.Popen] = []
 
+    def pass_on(number: int) -> None:
+        for process in running:
+            process.send_signal(number)
+
     def stop(number: int, frame: object) -> None:
         stopped.append(number)
         times.append(time.monotonic())
-        for process in running:
-            process.send_signal(number)
+        pass_on(number)
 
     def overdue() -> bool:
         """Whether somebody asked a second time, and was not heard: a process may be stuck where it
         hears nothing."""
-        again = interrupt.again(times)
+        again = interrupt.repeated(times)
         return again is not None and time.monotonic() > again + _GRACE
 
     heard = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -99,7 +102,7 @@ def run(launch: Launch, tell: Callable[[str], None]) -> int:
         for attempt in range(launch.restarts + 1):
             running[:] = [_start(command) for command in launch.commands()]
             if stopped:  # between two starts
-                stop(stopped[-1], None)
+                pass_on(stopped[-1])
             ended = _wait(running, overdue)
             status, why = _verdict(ended, launch.first)
             if stopped or status in (0, WRONG_USE, *(128 + number for number in _STOPS)):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zaya_jax.data.cache import atomic_path
-from zaya_jax.data.readers import lines
+from zaya_jax.data.readers import objects
 from zaya_jax.errors import UserError
 from zaya_jax.rl.environments.seeds import Seed
 
@@ -20,14 +20,7 @@ def read(path: Path) -> Iterator[Seed]:
       FileNotFoundError: there is no such file.
     """
     names: set[str] = set()
-    for number, line in enumerate(lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {error}") from None
+    for where, _, record in objects(path):
         seed = Seed.parse(record, where)
         if seed.name in names:
             raise UserError(f"{where}: there is another seed named {seed.name!r}")
