@@ -201,7 +201,7 @@ def main(argv: Sequence[str], verbs: Mapping[str, Verb] = VERBS) -> int:
         return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return WRONG_USE
+        return error.status
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED

@@ -71,14 +71,18 @@ def find(
     if processes is not None or process_id is not None:
         found = _Found("the flags", said, processes, process_id)
     else:
-        ways = (_jax(environment), _slurm(environment), _open_mpi(environment), _pmi(environment))
-        first = next((way for way in ways if way is not None), None)
+        first = _said(environment)
         if first is None:
             if coordinator is None:
                 return None
             first = _Found("the flags", None, None, None)
         found = dataclasses.replace(first, coordinator=said or first.coordinator)
     return _checked(found, devices, environment, gpus or visible_gpus)
+
+
+def scheduled(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says how many processes there are."""
+    return _said(environment) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +156,30 @@ def share(index: int, count: int, gpus: int) -> tuple[int, ...] | None:
     return tuple(range(index * each, (index + 1) * each))
 
 
+def shares(
+    count: int, environment: Mapping[str, str], own: tuple[int, ...] | None = None
+) -> list[tuple[int, ...]]:
+    """The GPUs of each of the processes that one launcher starts; [] where each has all it sees.
+
+    Args:
+      count: of the processes.
+      environment: of the launcher.
+      own: the launcher's GPUs, where several launchers share a machine; None for all it sees.
+
+    Raises:
+      UserError: the processes cannot share the GPUs.
+    """
+    gpus = tuple(range(visible_gpus(environment))) if own is None else own
+    if not gpus or count == 1:
+        return [] if own is None else [own]
+    if len(gpus) % count:
+        raise UserError(
+            f"--spawn={count}: the processes see {len(gpus)} GPUs; start as many as divide that"
+        )
+    each = len(gpus) // count
+    return [gpus[i * each : (i + 1) * each] for i in range(count)]
+
+
 def visible_gpus(environment: Mapping[str, str], root: Path = Path("/")) -> int:
     """How many GPUs a process sees, by the scheduler's word or by the drivers'; 0 on a CPU."""
     if environment.get("JAX_PLATFORMS", "") == "cpu":
@@ -169,6 +197,11 @@ def _read(file: Path) -> str:
         return file.read_text()
     except OSError:
         return ""
+
+
+def _said(environment: Mapping[str, str]) -> _Found | None:
+    ways = (_jax(environment), _slurm(environment), _open_mpi(environment), _pmi(environment))
+    return next((way for way in ways if way is not None), None)
 
 
 def _jax(environment: Mapping[str, str]) -> _Found | None:

@@ -50,8 +50,17 @@ def flops_per_token(experiment: Experiment) -> float:
 
     Two for each active parameter forward and four backward (arXiv 2204.02311, appendix B), two
     under LoRA, where the base gets no gradient. The tied embedding counts once, for the head; the
-    skip class is not thought of. Attention: scores and values of the keys a query sees, in a
-    sequence of one document, as the kind counts them (`Attention.score_flops`).
+    skip class is not thought of. Attention: `score_flops` thrice.
+    """
+    weights = 2 * active_parameter_count(experiment.model)
+    return weights * (2 if experiment.lora.rank else 3) + score_flops(experiment) * 3
+
+
+def score_flops(experiment: Experiment) -> float:
+    """FLOPs of attention itself in a forward pass, for one token, over all layers.
+
+    Scores and values of the keys a query sees, in a sequence of one document, as the kind counts
+    them (`Attention.score_flops`).
     """
     model, S = experiment.model, experiment.train.sequence_length
     a = model.attention
@@ -61,9 +70,7 @@ def flops_per_token(experiment: Experiment) -> float:
         return seen - seen * (seen - 1) / (2 * S)  # the first ones see fewer
 
     spans = [keys(a.pattern[i % len(a.pattern)]) for i in range(model.num_layers)]
-    attention = sum(kind_of(model).score_flops(model, seen) for seen in spans)
-    weights = 2 * active_parameter_count(model)
-    return weights * (2 if experiment.lora.rank else 3) + attention * 3
+    return sum(kind_of(model).score_flops(model, seen) for seen in spans)
 
 
 def kv_bytes_per_token(model: Model) -> int:

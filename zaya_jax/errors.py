@@ -10,9 +10,18 @@ class UserError(ValueError):
     """A mistake in a flag, a config, a file or a request, told in words that mend it.
 
     Its message names the field, tensor or line, the value found, and what would be accepted. The
-    command line prints it without a traceback and exits with status 2; every other exception is a
-    bug of ours and keeps its traceback.
+    command line prints it without a traceback and exits with its `status`; every other exception is
+    a bug of ours and keeps its traceback.
+
+    Attributes:
+      status: 2, the mistake stays until a person mends it; `AGAIN` where it may mend itself.
     """
+
+    status = 2
+
+
+AGAIN = 75
+"""EX_TEMPFAIL of sysexits.h: the same command may succeed later. Launchers try it again."""
 
 
 def hint(name: str, accepted: Iterable[str], prefix: str = "") -> str:

@@ -138,6 +138,10 @@ def test_flops(mesh, changes, tokens, plain, experts):
         "head": tokens * 4 * head,  # logits once more
         "optimizer": plain * ONE_OF_EACH + experts * ONE_EXPERT,
     }
+    # What `dots` keeps is what plain products with matrices give: attention and experts are again.
+    dots = planned(mesh, **changes, model={"remat": "dots"}).work.flops
+    again = attention + 2 * LAYERS * (GATE_UP + DOWN)
+    assert dots == found.flops | {"layers": tokens * (3 * forward + again)}
 
 
 def test_a_ragged_exchange_sends_rows_that_are_there():

@@ -221,6 +221,42 @@ def test_a_launcher_under_a_scheduler_starts_its_share(monkeypatch, tmp_path):
     assert os.path.isabs(launch.command[0])
 
 
+@pytest.mark.parametrize("options", [["--spawn=2"], ["--spawn=2", "--coordinator=other:1"]])
+def test_launchers_that_share_a_machine_share_its_gpus(options, monkeypatch, tmp_path):
+    launches: list[Launch] = []
+    monkeypatch.setattr(restart, "run", lambda launch, tell: launches.append(launch) or 0)
+    slurm = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "1",
+        "HIP_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*command, *options]) == 0
+    assert cli.main([*command, "--spawn=1", *options[1:]]) == 0
+    two, one = launches
+    assert (two.count, two.first, two.devices) == (8, 6, ["4,5", "6,7"])
+    assert (one.count, one.first, one.devices) == (4, 3, ["4,5,6,7"])
+    assert {two.coordinator, one.coordinator} == {"other:1" if options[1:] else "n1:14580"}
+
+
+def test_gpus_that_processes_cannot_share_are_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*command, "--spawn=2"]) == 2
+    assert "--spawn=2: the processes see 1 GPUs; start as many as divide that" in (
+        capsys.readouterr().err
+    )
+
+
 def test_processes_that_hear_nothing_are_ended_by_the_second_request(tmp_path):
     """Two signals together are one request; what hears it may be saving."""
     program = LAUNCHER.replace(

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from zaya_jax.cluster import Member
-from zaya_jax.errors import UserError
+from zaya_jax.errors import AGAIN, UserError
 
 _GOODBYE = b"."
 _HELLO = 256
@@ -31,6 +31,16 @@ _TRY, _SLICE = 0.2, 1.0
 """Seconds between two attempts to connect, and of a wait between which signals are answered."""
 _POLITE = 10.0
 """Seconds for somebody who has connected to say who it is, and for a last word to arrive."""
+
+
+class NotMet(UserError):
+    """Some have not come in time: a machine may be slow to start, or be started again."""
+
+    status = AGAIN
+
+
+_TOLD = {"mistake": UserError, "missing": NotMet}
+"""What those who have come are told instead of "go"."""
 
 
 class Lifeline:
@@ -72,7 +82,8 @@ def meet(member: Member, seconds: float) -> Lifeline:
     """Waits until all processes of a run are there.
 
     Raises:
-      UserError: they are not in time, or say what contradicts; in all those that are there.
+      NotMet: they are not in time; in all those that are there.
+      UserError: they say what contradicts, likewise; or process 0 cannot listen.
     """
     where = f"process {member.index} of {member.count} ({member.found})"
     deadline = time.monotonic() + seconds
@@ -89,10 +100,10 @@ def _call(
     listener.settimeout(_SLICE)
     there: dict[int, socket.socket] = {}
     while len(there) < member.count - 1:
-        mistake = None
+        mistake, kind = None, "mistake"
         if time.monotonic() > deadline:
             missing = [str(i) for i in range(1, member.count) if i not in there]
-            mistake = (
+            kind, mistake = "missing", (
                 f"process {', '.join(missing)} of {member.count} did not come to "
                 f"{member.coordinator} within {seconds:g} s. Look at what they say; all processes "
                 "are to be started with the same coordinator and number of processes"
@@ -101,8 +112,8 @@ def _call(
             with suppress(TimeoutError):
                 mistake = _admit(listener.accept()[0], member.count, there)
         if mistake is not None:
-            _tell(there, json.dumps({"mistake": mistake}))
-            raise UserError(f"{where}: {mistake}")
+            _tell(there, json.dumps({kind: mistake}))
+            raise _TOLD[kind](f"{where}: {mistake}")
     _tell(there, json.dumps({"go": member.count}))
     return Lifeline(there)
 
@@ -146,11 +157,12 @@ def _come(member: Member, deadline: float, seconds: float, where: str) -> Lifeli
             why = "somebody listens there who does not answer as process 0 would"
             found.close()
             time.sleep(_TRY)
-        elif "mistake" in said:
-            raise UserError(f"{where}: {said['mistake']}")
-        else:
+        elif "go" in said:
             return Lifeline({0: found})
-    raise UserError(
+        else:
+            kind = "mistake" if "mistake" in said else "missing"
+            raise _TOLD[kind](f"{where}: {said[kind]}")
+    raise NotMet(
         f"{where}: the coordinator {member.coordinator} was not reached in {seconds:g} s ({why}). "
         f"Check that process 0 runs on {host} and has not ended with an error, that this machine "
         f"knows the name {host} and may connect to port {port} there, and that all processes were "
@@ -167,7 +179,7 @@ def _ask(found: socket.socket, member: Member, deadline: float) -> dict[str, Any
         said = json.loads(_line(found))
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) and ("go" in said or "mistake" in said) else None
+    return said if isinstance(said, dict) and {"go", *_TOLD} & said.keys() else None
 
 
 def _line(found: socket.socket) -> bytes:

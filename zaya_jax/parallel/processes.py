@@ -299,7 +299,7 @@ def connect(member: Member, lost_seconds: float) -> Any:
 def _status(error: BaseException) -> int:
     """The exit status of a process that ends with an error, as the command line has it."""
     if isinstance(error, UserError):
-        return _WRONG_USE
+        return error.status
     if isinstance(error, FirstFailed):
         return LOST
     if isinstance(error, KeyboardInterrupt):

@@ -24,14 +24,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-LOST = 75
-"""The exit status of a process that was well itself; EX_TEMPFAIL of sysexits.h: try again."""
+from zaya_jax.errors import AGAIN
+
+LOST = AGAIN
+"""The exit status of a process that was well itself."""
 _FAILED, _ALIVE = "zaya/failed", "zaya/alive/"
 _GRACE = 15.0
 """Seconds that a process which has failed may take to tidy up; and after which the stacks are
 written by a C thread, if no Python thread can run."""
 _LOOK = 1.0
 """Seconds between two looks at the clock."""
+_START = 4
+"""So many times as long as a step may the start take: data are prepared, a checkpoint is read."""
 
 
 class _Word(NamedTuple):
@@ -55,7 +59,8 @@ class Watch:
       client: of the key-value store; None if this is the only process, of which only `hung` counts.
       index, count: of the processes.
       lost: seconds of silence after which a process is taken for lost.
-      hung: seconds without a `beat` after which this process is taken for hung; 0 for never.
+      hung: seconds without a `beat` after which this process is taken for hung, `_START` times as
+        many before the first one; 0 for never.
       end: ends the process; for tests.
     """
 
@@ -73,8 +78,11 @@ class Watch:
         self._over = threading.Event()
         self._ended = threading.Lock()
         self._beat: float | None = None
+        self._began = time.monotonic()
         self._heard = time.monotonic()  # from process 0
         loops = [self._listen] if client is None else [self._listen, self._live]
+        if hung:
+            faulthandler.dump_traceback_later(_START * hung + _GRACE, exit=True, file=2)
         self._threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
         for thread in self._threads:
             thread.start()
@@ -142,14 +150,24 @@ class Watch:
             word = self._next_word()
             if word is None and self._client is not None and self._silence() > self._lost:
                 word = _Word(f"process 0 of {self._count} has not answered for {self._lost:g} s")
-            if word is None and self._hung and self._beat is not None:
-                if time.monotonic() - self._beat > self._hung:
-                    who = "this process" if self._client is None else f"process {self._index}"
-                    word = _Word(f"{who} has not finished a step for {self._hung:g} s", dump=True)
-                    self._publish(word)
+            if word is None and (why := self._stuck()):
+                who = "this process" if self._client is None else f"process {self._index}"
+                word = _Word(f"{who} {why}", dump=True)
+                self._publish(word)
             if word is not None and not self._over.is_set():
                 self._stop(word)
                 return
+
+    def _stuck(self) -> str:
+        """What this process has not done for too long; "" if it moves, or nobody is to look."""
+        now = time.monotonic()
+        if not self._hung:
+            return ""
+        if self._beat is None:
+            late = now - self._began > _START * self._hung
+            return f"has not begun its first step for {_START * self._hung:g} s" if late else ""
+        late = now - self._beat > self._hung
+        return f"has not finished a step for {self._hung:g} s" if late else ""
 
     def _silence(self) -> float:
         """Seconds since process 0 has answered."""

@@ -62,7 +62,8 @@ class Time:
 def work(case: Case) -> Work:
     """What a case computes; a pure function.
 
-    Layers: costs' model FLOPs but for the head's; forward once more under remat. Head: 2 V D a
+    Layers: costs' model FLOPs but for the head's; forward once more under remat (under `dots`,
+    attention and experts). Head: 2 V D a
     token forward, twice that backward, and the logits once more. Optimizer: `newton_schulz`.
     """
     experiment, model = case.experiment, case.experiment.model
@@ -71,8 +72,12 @@ def work(case: Case) -> Work:
     passes = 2 if experiment.lora.rank else 3
     forward_head = 2 * model.vocab_size * model.hidden_size * tokens
     layers = needed - passes * forward_head
-    # A third of it is the forward pass; half under LoRA, whose base gets no gradient.
-    again = layers / passes if model.remat != "none" else 0.0
+    again = 0.0
+    if model.remat == "full":
+        again = layers / passes  # a third of it is the forward pass; half under LoRA
+    elif model.remat == "dots":  # keeps products with matrices, but not kernels' results
+        experts = 2 * 3 * model.hidden_size * model.expert_width * model.router.top_k
+        again = tokens * (costs.score_flops(experiment) + experts * model.num_layers)
     narrow, wide = model.activation_dtype, _wider(model.activation_dtype, model.param_dtype)
     bf16 = experiment.optim.muon.bfloat16_products
     return Work(

@@ -119,8 +119,10 @@ def _launch(arguments: Sequence[str]) -> restart.Launch:
     if not given.spawn:
         return restart.Launch(command, restarts=restarts)
     coordinator, count, first = given.coordinator, given.processes, given.process_id or 0
+    among = None
     if count is None:
-        among = cluster.find(os.environ, coordinator) if not coordinator else None
+        if cluster.scheduled(os.environ):
+            among = cluster.find(os.environ, coordinator)
         count = given.spawn * (among.count if among else 1)
         if among is not None:
             coordinator, first = among.coordinator, given.spawn * among.index
@@ -129,7 +131,6 @@ def _launch(arguments: Sequence[str]) -> restart.Launch:
             f"--spawn={given.spawn}: processes {first} to {first + given.spawn - 1} of {count}; "
             "give --processes, the first one's --process_id, and the --coordinator of them all"
         )
-    gpus = cluster.visible_gpus(os.environ)
-    shares = [cluster.share(i, given.spawn, gpus) for i in range(given.spawn)]
-    devices = [",".join(map(str, share)) for share in shares if share is not None]
+    shares = cluster.shares(given.spawn, os.environ, among.devices if among else None)
+    devices = [",".join(map(str, share)) for share in shares]
     return restart.Launch(command, given.spawn, coordinator, count, first, devices, restarts)
