@@ -8,13 +8,13 @@ from experiments.rl import long_sums
 from zaya_jax import config
 
 REPORT = "ZAYA1-8B report, section V"
-WHOLE = 192
+WHOLE = 96
 """Tokens that any whole solution fits into."""
 
 
 def get_config(sft: str = "runs/results/rsa_sft"):
     """Every seed scores the run of its own seed in the sweep `sft` (`rsa_sft.py`). Rollouts are
-    short (64 tokens, less than half of a solution) or whole."""
+    short (32 tokens, about half of a solution) or whole."""
     settings = long_sums.get_config("score")
     settings.train.init_from = f"{sft}/trials/000/seed-{{seed}}"
     alone = {"rl.scoring.candidates": 1, "rl.scoring.rounds": 0}

@@ -11,7 +11,7 @@ def get_config():
     """One arm, three seeds."""
     sweep = config.Sweep(
         name="rsa_sft",
-        about="Training for the study of Markovian RSA: sums of eight to ten terms, worked out "
+        about="Training for the study of Markovian RSA: sums of five or six terms, worked out "
         "from the beginning, and gone on with from attempts that have mistakes.",
         file="experiments/rl/long_sums.py:sft",
         base=config.freeze(long_sums.get_config("sft")),

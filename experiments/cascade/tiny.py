@@ -23,7 +23,7 @@ STAGES = {
 rewards is no policy, and `behaviour` goes on behind `math_code`."""
 SETS = ("sums", "long sums", "functions", "manners")
 GRADED = (
-    'reasoning_gym:chain_sum?{"min_terms": "3+d", "max_terms": "3+d", "min_digits": 1, '
+    'reasoning_gym:chain_sum?{"min_terms": "2+d", "max_terms": "2+d", "min_digits": 1, '
     '"max_digits": 1}'
 )
 FUNCTIONS = "zaya_jax.rl.tiny.functions:tasks"
@@ -41,8 +41,8 @@ def get_config(stage: str = "warmup"):
         return _rewards()
     settings = chain_sum.get_config("rl")
     settings.name = f"cascade-{stage.replace(' ', '-')}"
-    settings.train.steps = 24
-    settings.train.eval_every = settings.train.checkpoint_every = 12
+    settings.train.steps = 32
+    settings.train.eval_every = settings.train.checkpoint_every = 8
     settings.data.source = "zaya_jax.rl.demonstrations:chain_sum"
     section = settings.rl
     section.heldout = 64
@@ -51,6 +51,7 @@ def get_config(stage: str = "warmup"):
         section.curriculum.rounds = 10
         section.max_prompt, section.max_tokens = 96, 128
     elif stage == "math_code":
+        settings.train.steps = 24
         section.tasks = ((chain_sum.TASKS, 0.3), (FUNCTIONS, 0.4), (AGGREGATION, 0.3))
         section.heldout = 192  # a third of it are the sums that are scored
         section.max_prompt, section.max_tokens = 256, 128
@@ -72,14 +73,14 @@ def _sft():
     settings.name = "cascade-sft"
     settings.data.source = "stdlib"  # not used: a mixture stands in its place
     settings.data.mixture = (
-        ("zaya_jax.rl.demonstrations:chain_sum", 3.0),
-        ("zaya_jax.rl.long_sums:demonstrations", 5.0),
+        ("zaya_jax.rl.demonstrations:of_all_lengths", 5.0),
+        ("zaya_jax.rl.long_sums:demonstrations", 3.0),
         ("zaya_jax.rl.tiny.functions:demonstrations", 1.0),
         ("zaya_jax.rl.tiny.manners:demonstrations", 1.0),
     )
-    settings.train.sequence_length = 384
-    settings.train.batch_size = 16
-    settings.train.steps = 800
+    settings.train.sequence_length = 256
+    settings.train.batch_size = 24
+    settings.train.steps = 1000
     settings.train.checkpoint_every = 400
     settings.train.eval_every = 400
     return settings

@@ -10,11 +10,9 @@ the second scores it on held-out tasks by `rl.scoring`. Needs requirements-rl.tx
 from experiments.rl import chain_sum
 
 STAGES = ("sft", "score")
-TASKS = (
-    'reasoning_gym:chain_sum?{"min_terms": 8, "max_terms": 10, "min_digits": 1, "max_digits": 1}'
-)
-BUDGET, TAIL = 64, 48
-"""Tokens of a rollout, of which a whole solution takes 100 to 150, and of what is carried on."""
+TASKS = 'reasoning_gym:chain_sum?{"min_terms": 5, "max_terms": 6, "min_digits": 1, "max_digits": 1}'
+BUDGET, TAIL = 32, 32
+"""Tokens of a rollout, less than any whole solution takes, and of what is carried on."""
 
 
 def get_config(stage: str = "score"):
@@ -25,8 +23,8 @@ def get_config(stage: str = "score"):
     settings.name = f"long-sums-{stage}"
     settings.data.source = "zaya_jax.rl.long_sums:demonstrations"
     if stage == "sft":
-        settings.train.sequence_length = 384
-        settings.train.batch_size = 16
+        settings.train.sequence_length = 256
+        settings.train.batch_size = 24
         settings.train.steps = 800
         settings.train.checkpoint_every = 400
         settings.train.eval_every = 200
@@ -36,7 +34,7 @@ def get_config(stage: str = "score"):
     settings.rl.tasks = ((TASKS, 1.0),)
     settings.rl.heldout = 64
     settings.rl.max_prompt = 96
-    settings.rl.max_tokens = 192
+    settings.rl.max_tokens = 96
     settings.rl.microbatch_tokens = 512
     scoring = settings.rl.scoring
     scoring.population, scoring.candidates, scoring.rounds = 4, 3, 3

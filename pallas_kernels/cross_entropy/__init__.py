@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,28 +19,51 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 SUPPORTS = {"triton": triton.supports}
 
 
+@overload
 def cross_entropy(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
     *,
     chunk: int | None = None,
+    return_lse: Literal[False] = False,
     implementation: str = "auto",
-) -> jax.Array:
+) -> jax.Array: ...
+@overload
+def cross_entropy(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None = None,
+    return_lse: Literal[True],
+    implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]: ...
+def cross_entropy(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None = None,
+    return_lse: bool = False,
+    implementation: str = "auto",
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """`log_softmax(hidden @ head.T)[target]` of each token; differentiable in hidden and head.
 
-    A training loss is `-(logprob * weight).sum() / weight.sum()`. Targets outside 0..V-1 are not
-    checked: clip them and give them weight 0.
+    A training loss is `-(logprob * weight).sum() / weight.sum()`; a z-loss (Chowdhery et al., PaLM,
+    2022, section 5) adds the weighted mean of `lse ** 2` times a small number. Targets outside
+    0..V-1 are not checked: clip them and give them weight 0.
 
     Args:
       hidden: [T, D].
       head: [V, D], the tied embedding.
       targets: [T] integer.
       chunk: tokens whose logits may exist at one time; None chooses. `triton` needs no such bound.
+      return_lse: also return the log-sum-exp of the logits, [T], differentiable.
       implementation: see `pallas_kernels.dispatch`.
 
     Returns:
-      [T] in the wider of float32 and the dtype of the inputs.
+      [T] in the wider of float32 and the dtype of the inputs; with `return_lse` two of them.
 
     Raises:
       ValueError: shapes that do not fit together, a chunk below 1, an unknown implementation or one
@@ -63,4 +87,5 @@ def cross_entropy(
         head,
         targets,
         chunk=chunk,
+        return_lse=return_lse,
     )

@@ -46,7 +46,7 @@ class _Static(NamedTuple):
     backward: tuple[tuple[str, int], ...]
 
 
-def supports(hidden, head, targets, *, chunk=None) -> str | None:
+def supports(hidden, head, targets, *, chunk=None, return_lse=False) -> str | None:
     """What a call has that the kernels lack; None if nothing."""
     dtypes = {hidden.dtype.name, head.dtype.name}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
@@ -59,8 +59,13 @@ def supports(hidden, head, targets, *, chunk=None) -> str | None:
 
 
 def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int | None = None
-) -> jax.Array:
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None = None,
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.cross_entropy.cross_entropy`; `chunk` has no effect, see `LARGEST`."""
 
     def settings(kernel: str) -> tuple[tuple[str, int], ...]:
@@ -68,7 +73,8 @@ def cross_entropy(
         return tuple(tuned.settings("cross_entropy", name).items())
 
     static = _Static(interpret.enabled(), settings("forward"), settings("backward"))
-    return _statistics(static, hidden, head, targets.astype(jnp.int32))[0]
+    logprob, lse = _statistics(static, hidden, head, targets.astype(jnp.int32))
+    return (logprob, lse) if return_lse else logprob
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -83,6 +89,7 @@ class _Tiles:
     def __init__(self, settings: tuple[tuple[str, int], ...], hidden, head):
         self.settings = dict(settings)
         (self.T, self.D), self.V = hidden.shape, head.shape[0]
+        self.itemsize = hidden.dtype.itemsize
         self.rows, self.columns = self.settings["rows"], self.settings["columns"]
         # The largest power of two that divides D, if that is less.
         self.depth = min(self.settings["depth"], self.D & -self.D)
@@ -91,6 +98,11 @@ class _Tiles:
         # Blocks of rows in groups, as even as can be.
         self.groups = pl.cdiv(self.row_blocks, self.settings["together"])
         self.together = pl.cdiv(self.row_blocks, self.groups)
+
+    @property
+    def staged(self) -> int:
+        """Bytes of the two tiles that a turn of `logits` multiplies."""
+        return (self.rows + self.columns) * self.depth * self.itemsize
 
     def grid(self, shares: int) -> tuple[int, int, int]:
         """Programs for every block of rows and every share of the vocabulary.
@@ -185,7 +197,7 @@ def _forward(static: _Static, hidden, head, targets):
         in_specs=tiles.specs(),
         out_shape=[jax.ShapeDtypeStruct((shares, tiles.T), jnp.float32)] * 2,
         out_specs=[pl.BlockSpec((None, tiles.T), lambda i, share, group: (share, 0))] * 2,
-        compiler_params=tuned.compiler_params(tiles.settings),
+        compiler_params=tuned.compiler_params(tiles.settings, tiles.staged),
         interpret=static.interpret,
         name="cross_entropy_forward",
     )(hidden, head, targets)
@@ -252,7 +264,7 @@ def _d_logits(static: _Static, hidden, head, targets, lse, on_target, on_all) ->
         in_specs=specs + specs[-1:] * 3,
         out_shape=jax.ShapeDtypeStruct((tiles.T, tiles.V), hidden.dtype),
         out_specs=pl.BlockSpec((tiles.T, tiles.V), lambda *_: (0, 0)),
-        compiler_params=tuned.compiler_params(tiles.settings),
+        compiler_params=tuned.compiler_params(tiles.settings, tiles.staged),
         interpret=static.interpret,
         name="cross_entropy_backward",
     )(hidden, head, targets, lse, on_target, on_all)

@@ -4,9 +4,6 @@ The forward pass visits tiles of (vocabulary chunk) x (token chunk) and keeps, p
 maximum, a running sum of exponentials and the target's logit (online log-sum-exp). The backward
 pass recomputes each tile from the saved log-sum-exp. Vocabulary is the outer loop in both, so a
 chunk of the head is cut out once, and the chunk's gradient is complete when its turn ends.
-
-`_statistics` has both the log-probability and the log-sum-exp as differentiable outputs: a z-loss
-needs only a public function that returns the second.
 """
 
 from __future__ import annotations
@@ -22,15 +19,21 @@ VOCABULARY = 2048  # of a tile
 
 
 def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int | None = None
-) -> jax.Array:
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None = None,
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.cross_entropy.cross_entropy`."""
-    return _statistics(hidden, head, targets, chunk or TOKENS)[0]
+    logprob, lse = _statistics(hidden, head, targets, chunk or TOKENS)
+    return (logprob, lse) if return_lse else logprob
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _statistics(hidden, head, targets, chunk):
-    """`(log-probability of the target [T], log-sum-exp of the logits [T])`."""
+    """`(log-probability of the target [T], log-sum-exp of the logits [T])`, both differentiable."""
     return _forward(hidden, head, targets, chunk)[0]
 
 

@@ -106,7 +106,7 @@ def _symmetric(kernel: str, x: jax.Array) -> jax.Array:
         program,
         grid=(len(pairs), matrices),
         out_shape=jax.ShapeDtypeStruct((matrices, m, m), x.dtype),
-        compiler_params=tuned.compiler_params(settings),
+        compiler_params=tuned.compiler_params(settings, 2 * block * deep * x.dtype.itemsize),
         interpret=interpret.enabled(),
         name=f"newton_schulz_{kernel}",
     )(jnp.asarray(pairs), x)
@@ -133,7 +133,7 @@ def _apply(factor: jax.Array, x: jax.Array) -> jax.Array:
         program,
         grid=(n // wide, m // tall, matrices),
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-        compiler_params=tuned.compiler_params(settings),
+        compiler_params=tuned.compiler_params(settings, (tall + wide) * deep * x.dtype.itemsize),
         interpret=interpret.enabled(),
         name="newton_schulz_apply",
     )(factor, x)

@@ -18,12 +18,13 @@ MESHES = {
     64: "data=4,fsdp=2,context=2,expert=4",
     512: "data=16,fsdp=2,context=2,expert=8",
 }
-TOKENS, VOCABULARY = 4096, 16_384
+TOKENS, VOCABULARY = 3072, 16_384
+"""No side of a matrix is as long as a row: what is gathered is told apart by its shape."""
 KERNELS = ("cca_mix", "attention", "router", "experts", "residual_norm", "cross_entropy")
 
 
 def experiment(devices: int) -> Experiment:
-    """Two layers of the 8B's width, on a row of 4,096 tokens for each part of a batch."""
+    """Two layers of the 8B's width, on a row of `TOKENS` for each part of a batch."""
     sizes = parse(MESHES[devices])
     model = Model(
         num_layers=2,

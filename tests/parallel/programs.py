@@ -58,7 +58,7 @@ def experiment(mesh: str = "", dtype: str = "float32", **changes: Any) -> Experi
         name="mesh",
         mesh=mesh,
         model=model,
-        train=Train(steps=20, batch_size=ROWS, sequence_length=LENGTH),
+        train=Train(steps=20, batch_size=ROWS, sequence_length=LENGTH, z_loss=1e-3),
         optim=Optim(kind="muon", learning_rate=1e-2, warmup_steps=2, eps=1e-5),
         balance=Balance(rate=5e-3, aux_loss=1e-3),
         parallel=Parallel(room=1.0),
@@ -134,6 +134,7 @@ def train(mesh: str, steps: int, dtype: str, **changes: Any) -> dict[str, Any]:
             "loads": np.array(loads),
             "grad_norm": float(metrics.grad_norm),
             "balance_loss": float(metrics.balance_loss),
+            "z_loss": float(metrics.z_loss),
             "entropy": np.asarray(metrics.routing_entropy),
             "evaluated": jax.tree.map(np.asarray, evaluated),
             "state": {

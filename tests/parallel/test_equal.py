@@ -42,11 +42,11 @@ def one_device(on_devices):
 
 
 def assert_same(found, wanted, tolerance):
-    """Losses, statistics and states to a tolerance, relative to the largest number of a leaf; loads,
-    biases and the balancer's state exactly."""
+    """Losses, statistics and states to a tolerance, relative to the largest number of a leaf;
+    loads, biases and the balancer's state exactly."""
     np.testing.assert_array_equal(found["loads"], wanted["loads"])
     np.testing.assert_allclose(found["losses"], wanted["losses"], rtol=tolerance)
-    for name in ("grad_norm", "balance_loss", "entropy"):
+    for name in ("grad_norm", "balance_loss", "z_loss", "entropy"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=tolerance, err_msg=name)
     nats, targets, counts = found["evaluated"]
     np.testing.assert_allclose(nats, wanted["evaluated"][0], rtol=tolerance)

@@ -57,4 +57,6 @@ def test_compiled_and_predicted_agree(tmp_path, monkeypatch, capsys, arguments, 
             key = group["kind"], frozenset(group["axes"])
             sums.setdefault(key, [0, 0])[place] += group["bytes"]
     for key, (ours, theirs) in sums.items():
-        assert theirs == pytest.approx(ours, rel=0.05, abs=2**16), key
+        # XLA may merge what layer 0, one of two, gathers again (`traffic.layers`).
+        rel = 0.25 if key == ("all-gather", frozenset({"fsdp"})) else 0.05
+        assert theirs == pytest.approx(ours, rel=rel, abs=2**16), key

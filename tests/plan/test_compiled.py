@@ -55,14 +55,32 @@ def test_gathered_experts_are_told():
     assert ["experts' matrices are gathered over expert: [8, 32, 32]"] == list(found.warnings)
 
 
+@pytest.mark.parametrize(
+    ("shape", "over", "fine"),
+    [
+        ((96, 2048), OVER_DATA, False),  # a row of activations is not as wide
+        ((16, 2, 4096, 32), OVER_DATA, False),
+        ((4096, 96), OVER_EXPERT, False),
+        ((2, 32, 32), OVER_DATA, True),  # of a layer's experts
+        ((96, 32), "replica_groups=[1,8]<=[8]", True),  # the embedding
+    ],
+)
+def test_gathered_activations_are_told(shape, over, fine):
+    text = ",".join(map(str, shape))
+    found = read(f"  %a = f32[{text}] all-gather(%p), {over}")
+    told = [line for line in found.warnings if "of no parameter's shape" in line]
+    assert bool(told) != fine
+    assert fine or told[0].startswith(f"{list(shape)} is gathered over ")
+
+
 def test_a_gather_that_no_formula_has_is_told():
     """All-gathers over data and expert are planned; one over groups that are no axis is not."""
-    size = 2**20
-    fine = read(f"  %a = f32[{size}]{{0}} all-gather(%p), replica_groups=[1,8]<=[8]")
-    odd = read(f"  %a = f32[{size}]{{0}} all-gather(%p), replica_groups={{{{0,3}},{{1,2}}}}")
+    many = ", ".join(["f32[96,32]"] * 100)
+    fine = read(f"  %a = ({many}) all-gather(%p), replica_groups=[1,8]<=[8]")
+    odd = read(f"  %a = ({many}) all-gather(%p), replica_groups={{{{0,3}},{{1,2}}}}")
     assert not fine.warnings
     [told] = odd.warnings
-    assert "8,388,608 bytes are gathered over devices that are no axis" in told
+    assert "2,457,600 bytes are gathered over devices that are no axis" in told
 
 
 def test_forced_rematerialisation_is_told():

@@ -44,12 +44,21 @@ def test_held_out_tasks_are_not_asked(tmp_path):
     assert asked and not asked & held
 
 
-def test_demonstrations_are_what_they_say_and_of_no_held_out_task(monkeypatch):
+@pytest.mark.parametrize(
+    ("make", "terms"),
+    [(demonstrations.chain_sum, {4}), (demonstrations.of_all_lengths, {2, 3, 4, 5, 6})],
+)
+def test_demonstrations_are_what_they_say_and_of_no_held_out_task(monkeypatch, make, terms):
     monkeypatch.setattr(demonstrations, "COUNT", 2000)
-    held = {task.prompt for task in Questions(GYM, heldout=demonstrations.HELDOUT, seed=3).heldout}
-    chats = list(demonstrations.chain_sum())
+    held = {
+        task.prompt
+        for source in (demonstrations.TASKS, demonstrations.LONGER_TASKS)
+        for task in Questions([(source, 1.0)], heldout=demonstrations.HELDOUT, seed=3).heldout
+    }
+    chats = list(make())
     prompts = [chat.messages[0]["content"] for chat in chats]
-    assert len(set(prompts)) == len(prompts) > 1900 and not set(prompts) & held
+    assert len(set(prompts)) == len(prompts) > 1700 and not set(prompts) & held
+    assert {len(prompts_expression(prompt).split()[::2]) for prompt in prompts} == terms
     worked = 0
     for chat in chats:
         said = chat.messages[1]

@@ -9,10 +9,11 @@ import pytest
 from zaya_jax.config import Balance
 from zaya_jax.model import forms, functional
 from zaya_jax.train import state as train_state
-from zaya_jax.train.gradient import summed_nats as eager_summed_nats
+from zaya_jax.train.gradient import make_gradient
+from zaya_jax.train.gradient import sums_of as eager_sums_of
 from zaya_jax.train.step import make_eval_step, make_train_step, rates
 
-summed_nats = jax.jit(eager_summed_nats, static_argnums=0)
+sums_of = jax.jit(eager_sums_of, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def copy(tree):
 
 
 def test_loss_is_the_cross_entropy_of_the_weighted_targets(experiment, start, batch):
-    nats, targets, _ = summed_nats(experiment.model, start.params, start.biases, batch)
+    nats, _, targets, _ = sums_of(experiment.model, start.params, start.biases, batch)
 
     @jax.jit
     def whole_distribution(params, biases):
@@ -95,6 +96,30 @@ def test_trials_of_a_search_share_one_program(experiment, start, batch):
     assert one == other
 
 
+def test_a_z_loss_is_minimised_beside_the_loss(experiment, start, batch):
+    """PaLM's: the mean of log^2 Z over the weighted targets, and its gradient."""
+
+    def squares(params):
+        decoder = functional.merge(experiment.model, params, start.biases)
+        out = decoder(batch.tokens, batch.segment_ids, batch.positions)
+        hidden, embedding = decoder.head(out.hidden)
+        log_z = jax.nn.logsumexp(hidden @ embedding.T, axis=-1)
+        return (log_z**2 * batch.loss_weights).sum() / batch.loss_weights.sum()
+
+    expected, more = jax.jit(jax.value_and_grad(squares))(start.params)
+    with_it = dataclasses.replace(experiment.train, z_loss=0.1)
+    plain, totals = jax.jit(make_gradient(experiment))(start.params, {}, start.biases, batch)
+    both, seen = jax.jit(make_gradient(dataclasses.replace(experiment, train=with_it)))(
+        start.params, {}, start.biases, batch
+    )
+    np.testing.assert_allclose(seen.z_loss, 0.1 * expected, rtol=1e-5)
+    assert totals.z_loss == 0 and seen.loss == totals.loss
+    for path, value in both.items():
+        wanted = np.asarray(plain[path] + 0.1 * more[path], np.float64)
+        bound = 1e-4 * max(float(np.abs(wanted).max()), 1e-3)
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=bound, err_msg=path)
+
+
 def test_padding_counts_nowhere(experiment, start, batch):
     padded = batch.segment_ids == 0
     other = batch._replace(
@@ -106,7 +131,7 @@ def test_padding_counts_nowhere(experiment, start, batch):
     jax.tree.map(np.testing.assert_array_equal, one, two)
     jax.tree.map(np.testing.assert_array_equal, seen, seen_too)
     live = int((~padded).sum())
-    _, _, stats = summed_nats(experiment.model, start.params, start.biases, batch)
+    *_, stats = sums_of(experiment.model, start.params, start.biases, batch)
     assert np.all(np.asarray(stats.counts).sum(1) == live)
 
 

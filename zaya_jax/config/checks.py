@@ -241,6 +241,8 @@ def _check_train(train: Train, only_scored: bool) -> typing.Iterator[str]:
     yield from _positive("train", train, "checkpoint_every keep_checkpoints microbatches")
     if train.seed < 0:
         yield f"train.seed = {train.seed}: expected 0 or more"
+    if not 0 <= train.z_loss < math.inf:
+        yield f"train.z_loss = {train.z_loss}: expected 0 or more"
     if train.microbatches > 0 and train.batch_size % train.microbatches:
         yield (
             f"train.microbatches = {train.microbatches}: does not divide "

@@ -131,6 +131,7 @@ class Train:
     microbatches: int = 1  # parts of it whose gradients are accumulated
     sequence_length: int = 512
     seed: int = 0
+    z_loss: float = 0.0  # weight of the mean of log^2 Z of the logits (PaLM); off in ZAYA1
     log_every: int = 10
     log_loads: bool = False  # of every expert, in each training line: L x E numbers
     eval_every: int = 250

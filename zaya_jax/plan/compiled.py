@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from zaya_jax import config
-from zaya_jax.aot.collectives import Collective, collectives
+from zaya_jax.aot.collectives import BYTES, Collective, collectives
 from zaya_jax.aot.compiler import Compiler
 from zaya_jax.aot.program import Job
 from zaya_jax.aot.report import Report
 from zaya_jax.plan.case import Case
 from zaya_jax.plan.memory import optimizer
-from zaya_jax.plan.traffic import GATHER, MUON, Message
+from zaya_jax.plan.traffic import GATHER, MUON, Message, key_heads
 
 TIMEOUT = 3600.0
 """Seconds of a compilation."""
 NEGLIGIBLE = 2**20
 """Bytes a step that need no explanation: sums of norms, of losses, of counts."""
+_SMALL = 2**16
+"""Bytes of an array that is none of the activations, which grow with the tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ def complaints(
     case: Case, report: Report, found: list[Collective], predicted: list[Message]
 ) -> Iterator[str]:
     """What a program should not have: rematerialisations that the partitioner was forced to,
-    experts gathered over their axis, and other gathers that the plan does not have."""
+    experts gathered over their axis, activations, and other gathers that the plan does not have."""
     for line in report.warnings:
         if "rematerialization" in line:
             yield line
@@ -169,9 +172,50 @@ def complaints(
         for _, shape in one.shapes:
             if len(shape) >= 3 and shape[-2:] in experts:
                 yield f"experts' matrices are gathered over expert: {list(shape)}"
+    for shape, axes in sorted(set(_activations(case, found))):
+        over = " x ".join(axes) or "devices that are no axis"
+        yield f"{list(shape)} is gathered over {over}: of no parameter's shape, nor keys and values"
     ours = {(group.kind, group.axes) for group in predicted_groups(predicted, case.sizes)}
     for group in grouped(found):
         if group.kind == GATHER and group.bytes > NEGLIGIBLE:
             if (group.kind, group.axes) not in ours:
                 over = " x ".join(group.axes) or "devices that are no axis"
                 yield f"{group.bytes:,} bytes are gathered over {over}, which the plan has not"
+
+
+def _activations(
+    case: Case, found: Iterable[Collective]
+) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Gathered arrays of real numbers, by shape and axes, that are no parameters (of a layer or of
+    several, divided by `fsdp` or not, however transposed) and no keys and values.
+
+    An activation whose rows are as long as a matrix is wide looks like that matrix.
+    """
+    matrices: list[tuple[tuple[int, ...], int]] = []
+    for leaf in case.leaves:
+        *stack, a, b = (1, *leaf.declared.shape)[-max(len(leaf.declared.shape), 2) :]
+        size = case.sizes["fsdp"]
+        divided = [(a, b)] + [(x, y) for x, y in ((a // size, b), (a, b // size)) if x and y]
+        matrices += [(tuple(sorted(pair)), math.prod(stack)) for pair in divided]
+    pairs = key_heads(case) * case.experiment.model.attention.head_dim
+    for one in found:
+        for dtype, shape in one.shapes:
+            small = math.prod(shape) * BYTES.get(dtype, 4) <= _SMALL
+            if one.kind != GATHER or small or not dtype.startswith(("f", "bf")):
+                continue
+            if one.axes == ("context",) and math.prod(shape) % pairs == 0:
+                if math.prod(shape) <= 2 * pairs * case.rows * case.length:
+                    continue
+            if not any(_made_of(shape, pair, stack) for pair, stack in matrices):
+                yield shape, one.axes
+
+
+def _made_of(shape: tuple[int, ...], pair: tuple[int, ...], most: int) -> bool:
+    """Whether an array is made of at most so many matrices of these two sides."""
+    rest = list(shape)
+    for side in pair:
+        if side not in rest and side != 1:
+            return False
+        if side != 1:
+            rest.remove(side)
+    return math.prod(rest) <= most

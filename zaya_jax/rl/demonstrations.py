@@ -26,8 +26,11 @@ from zaya_jax.rl.rewards.reasoning_gym import Environment
 
 NAME = "chain_sum"
 PARAMETERS = {"min_terms": 4, "max_terms": 4, "min_digits": 1, "max_digits": 1}
+LONGER = {**PARAMETERS, "min_terms": 5, "max_terms": 6}
+OF_ALL_LENGTHS = {**PARAMETERS, "min_terms": 2, "max_terms": 6}
 TASKS = f"reasoning_gym:{NAME}?{json.dumps(PARAMETERS)}"
-"""The source of tasks, as `rl.tasks` names it."""
+LONGER_TASKS = f"reasoning_gym:{NAME}?{json.dumps(LONGER)}"
+"""Sources of tasks, as `rl.tasks` names them; both have held-out ones."""
 COUNT = 30_000
 WORKED = 0.4
 """Share of the demonstrations that show the steps."""
@@ -44,9 +47,25 @@ def chain_sum() -> Iterator[Conversation]:
     Raises:
       UserError: reasoning-gym is not installed.
     """
-    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **PARAMETERS)
+    yield from _chats(PARAMETERS)
+
+
+def of_all_lengths() -> Iterator[Conversation]:
+    """The same of two to six terms, for a stage whose tasks get longer; held-out ones are of four
+    terms, and of five or six.
+
+    Raises:
+      UserError: reasoning-gym is not installed.
+    """
+    yield from _chats(OF_ALL_LENGTHS)
+
+
+def _chats(parameters: dict[str, int]) -> Iterator[Conversation]:
+    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **parameters)
     tasks = (puzzles.task(FIRST + number) for number in range(COUNT))
-    for task in unseen(tasks, [(TASKS, 1.0)], HELDOUT):
+    for source in (TASKS, LONGER_TASKS):
+        tasks = unseen(tasks, [(source, 1.0)], HELDOUT)
+    for task in tasks:
         number = int(task.name) - FIRST
         expression = task.metadata["entry"]["metadata"]["expression"]
         answer = {"role": "assistant", "content": f"<answer>{hasty(expression)}</answer>"}

@@ -1,6 +1,6 @@
 """Sums too long for one rollout, and how to go on with what others got done.
 
-A sum of ten terms is worked out line by line, each line shorter by a term. A rollout with a small
+A sum of six terms is worked out line by line, each line shorter by a term. A rollout with a small
 budget is cut off before the end; what it has come to is its last whole line, which is a shorter sum
 of the same value. Markovian RSA shows the ends of some such attempts to the next round, which goes
 on from them: nothing but the tails is carried on. Attempts may be wrong; whoever reads several sees
@@ -13,7 +13,6 @@ with. Attempts shown in them have mistakes, the answers have none.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,9 +27,7 @@ from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.rl.rewards.reasoning_gym import Environment
 
 NAME = "chain_sum"
-PARAMETERS = {"min_terms": 8, "max_terms": 10, "min_digits": 1, "max_digits": 1}
-TASKS = f"reasoning_gym:{NAME}?{json.dumps(PARAMETERS)}"
-"""The source of tasks, as `rl.tasks` names it."""
+PARAMETERS, TASKS = demonstrations_lib.LONGER, demonstrations_lib.LONGER_TASKS
 TEMPLATE = Path(__file__).with_suffix(".jinja")
 COUNT, ASKED, HELDOUT = 24_000, 1_000, 512
 AGGREGATED = 0.5
@@ -39,7 +36,7 @@ ATTEMPTS = (2, 4)
 """Fewest and most that one shows."""
 MISTAKE = 0.1
 """Share of an attempt's lines that are wrong."""
-TAIL = 90
+TAIL = 60
 """Characters of an attempt that are shown; those that end a line are whole."""
 _EQUALS = " = "
 

@@ -26,39 +26,55 @@ class Totals(NamedTuple):
       loss: nats per weighted target.
       tokens: weighted targets.
       balance_loss: `balance.losses`, weighted; part of what is minimised, not of `loss`.
+      z_loss: `train.z_loss` times the mean of log^2 Z over weighted targets; likewise.
       stats: counts summed, all else averaged over live tokens; `index` is None.
     """
 
     loss: jax.Array
     tokens: jax.Array
     balance_loss: jax.Array
+    z_loss: jax.Array
     stats: RouterStats
 
 
-def summed_nats(
+class Sums(NamedTuple):
+    """Of a batch, or of a part of it; scalars, float32 at least.
+
+    Attributes:
+      nats: negative log-likelihood of the targets, weighted.
+      squares: of log Z, the log-sum-exp of the logits, weighted.
+      weights: of the targets.
+      stats: of every router; those of all parts.
+    """
+
+    nats: jax.Array
+    squares: jax.Array
+    weights: jax.Array
+    stats: RouterStats
+
+
+def sums_of(
     model: Model, params: Params, biases: Biases, batch: Batch, shard: Shard = WHOLE
-) -> tuple[jax.Array, jax.Array, RouterStats]:
-    """Negative log-likelihood of a batch, or of a part of it.
+) -> Sums:
+    """What the network says of a batch, or of a part of it.
 
     Args:
       batch: fields [B, S], see `zaya_jax.data.Batch`.
       shard: which part it is.
-
-    Returns:
-      Weighted sum of nats over the targets, the sum of their weights (scalars, float32 at least),
-      and the statistics of every router, which are those of all parts.
     """
     decoder = functional.merge(model, params, biases)
     out = decoder(batch.tokens, batch.segment_ids, batch.positions, shard=shard)
     hidden, embedding = decoder.head(out.hidden)
-    logprob = cross_entropy(
+    logprob, lse = cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
         embedding,
         batch.targets.reshape(-1),
+        return_lse=True,
         implementation=model.ops.cross_entropy,
     )
     weights = batch.loss_weights.reshape(-1).astype(logprob.dtype)
-    return -jnp.sum(logprob * weights), jnp.sum(weights), out.stats
+    nats, squares = (jnp.sum(x * weights) for x in (-logprob, lse**2))
+    return Sums(nats, squares, jnp.sum(weights), out.stats)
 
 
 def for_compute(model: Model, params: Params) -> Params:
@@ -109,16 +125,19 @@ def make_gradient(
             values = layout.lazy(trained)
             if experiment.lora.rank:
                 values = lora.attach(model, experiment.lora, layout.lazy(frozen), values)
-            nats, weights, stats = summed_nats(model, values, biases, part, layout.shard)
+            sums = sums_of(model, values, biases, part, layout.shard)
+            stats = sums.stats
             share = layout.total(jnp.sum(part.segment_ids > 0)) / live
-            loss = nats / tokens.astype(nats.dtype)
+            loss = sums.nats / tokens.astype(sums.nats.dtype)
+            z_loss = experiment.train.z_loss * sums.squares / tokens.astype(loss.dtype)
             balancing = share * balance.losses(section, model, stats)
             shares = stats._replace(counts=None, index=None)
             averaged = jax.tree.map(lambda x: x * share.astype(x.dtype), shares)
+            whole_loss, weights, z = layout.total((loss, sums.weights, z_loss))
             totals = Totals(
-                *layout.total((loss, weights)), balancing, averaged._replace(counts=stats.counts)
+                whole_loss, weights, balancing, z, averaged._replace(counts=stats.counts)
             )
-            return loss + layout.portion(balancing), totals
+            return loss + z_loss + layout.portion(balancing), totals
 
         def of_part(part: Batch) -> tuple[Params, Totals]:
             gradients, totals = jax.grad(objective, has_aux=True)(trained, part)

@@ -19,7 +19,7 @@ from zaya_jax.model.functional import Biases, Params
 from zaya_jax.parallel import ONE_DEVICE, OneDevice
 from zaya_jax.train import faults, telemetry
 from zaya_jax.train import state as train_state
-from zaya_jax.train.gradient import make_gradient, summed_nats
+from zaya_jax.train.gradient import make_gradient, sums_of
 from zaya_jax.train.state import TrainState
 from zaya_jax.train.telemetry import Metrics
 
@@ -84,7 +84,7 @@ def make_train_step(experiment: Experiment, layout: OneDevice = ONE_DEVICE) -> W
         grad_norms = telemetry.norms(declared, gradients)
         update_norms = telemetry.norms(declared, updates)
         norm = telemetry.total_norm(grad_norms)
-        numbers = (totals.loss, totals.balance_loss, *update_norms.values())
+        numbers = (totals.loss, totals.balance_loss, totals.z_loss, *update_norms.values())
         accept = faults.accepts(experiment.faults, state.faults, numbers, norm)
 
         def taken(new: Any, old: Any) -> Any:
@@ -102,6 +102,7 @@ def make_train_step(experiment: Experiment, layout: OneDevice = ONE_DEVICE) -> W
         metrics = Metrics(
             loss=totals.loss,
             balance_loss=totals.balance_loss,
+            z_loss=totals.z_loss,
             tokens=totals.tokens,
             grad_norm=norm,
             grad_norms=grad_norms,
@@ -131,7 +132,8 @@ def make_eval_step(model: Model, layout: OneDevice = ONE_DEVICE) -> Wrapped:
         params: Params, biases: Biases, batch: Batch
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         values = layout.lazy(layout.gather(params))
-        nats, targets, stats = summed_nats(model, values, biases, batch, layout.shard)
-        return *layout.total((nats, targets)), stats.counts[:, : model.router.experts]
+        sums = sums_of(model, values, biases, batch, layout.shard)
+        counts = sums.stats.counts[:, : model.router.experts]
+        return *layout.total((sums.nats, sums.weights)), counts
 
     return jax.jit(layout.over(step, params=1, results=False))

@@ -22,7 +22,8 @@ class Metrics(NamedTuple):
 
     Attributes:
       loss: nats per weighted target.
-      balance_loss: what the auxiliary and the z-loss add to it, weighted.
+      balance_loss: what the router's auxiliary and z-loss add to it, weighted.
+      z_loss: what `train.z_loss` adds to it, weighted.
       tokens: weighted targets in the batch.
       grad_norm: global, before clipping.
       grad_norms: by optimizer group, before clipping; their squares add up to that of `grad_norm`.
@@ -44,6 +45,7 @@ class Metrics(NamedTuple):
 
     loss: jax.Array
     balance_loss: jax.Array
+    z_loss: jax.Array
     tokens: jax.Array
     grad_norm: jax.Array
     grad_norms: dict[str, jax.Array]
