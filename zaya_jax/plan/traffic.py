@@ -87,7 +87,7 @@ def layers(case: Case) -> Iterator[Message]:
     gradients reduced. All m times: (passes) x 2 P m, and 2 P m bytes.
 
     The embedding is read by the first layer and by the head: XLA gathers it once for both, and
-    reduces the gradients of either. XLA may also merge what layer 0, which stands outside of the
+    reduces the gradients of either, or their sum. XLA may also merge what layer 0, which stands outside of the
     loop, gathers again: that is not thought of here.
     """
     m = case.microbatches

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from zaya_jax.data.readers import Conversation
 from zaya_jax.errors import UserError
 from zaya_jax.rl.questions import unseen
+from zaya_jax.rl.rewards.interface import Task
 from zaya_jax.rl.rewards.reasoning_gym import Environment
 
 NAME = "chain_sum"
@@ -62,7 +63,7 @@ def of_all_lengths() -> Iterator[Conversation]:
 
 def _chats(parameters: dict[str, int]) -> Iterator[Conversation]:
     puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **parameters)
-    tasks = (puzzles.task(FIRST + number) for number in range(COUNT))
+    tasks: Iterator[Task] = (puzzles.task(FIRST + number) for number in range(COUNT))
     for source in (TASKS, LONGER_TASKS):
         tasks = unseen(tasks, [(source, 1.0)], HELDOUT)
     for task in tasks:
