@@ -49,12 +49,14 @@ class Form:
       keys: tokens of each row that there are, new ones included: the length of gathered keys, or
         the positions in use of a cache.
       trains: whether a backward pass follows.
+      varied: whether ops tell it in other dtypes, widths and options too.
     """
 
     rows: int
     queries: int
     keys: int
     trains: bool = False
+    varied: bool = False
 
     @property
     def tokens(self) -> int:
@@ -68,13 +70,13 @@ class Form:
 
 FORMS: Mapping[str, Form] = {
     "train_4k": Form(8, 4096, 4096, trains=True),
-    "train_32k": Form(1, 32_768, 32_768, trains=True),
+    "train_32k": Form(1, 32_768, 32_768, trains=True, varied=True),
     # One of eight context-parallel shards: its own queries, everybody's keys.
     "train_131k": Form(1, 16_384, 131_072, trains=True),
     "prefill": Form(4, 4096, 4096),
     "decode_1": Form(1, 1, 32_768),
     "decode_8": Form(8, 1, 32_768),
-    "decode_64": Form(64, 1, 8192),
+    "decode_64": Form(64, 1, 8192, varied=True),
     "decode_256": Form(256, 1, 4096),
 }
 

@@ -13,8 +13,9 @@ import json
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import dispatch
@@ -47,12 +48,16 @@ def table(op: str) -> Mapping[str, Mapping[str, Mapping[str, int]]]:
     return json.loads((Path(__file__).parent / op / "tuned.json").read_text())
 
 
-def settings(op: str, kernel: str) -> Mapping[str, int]:
+def settings(op: str, kernel: str, dtype: Any = None) -> Mapping[str, int]:
     """Settings of a kernel for the platform that is compiled for.
+
+    Of a kernel that has other ones where it computes in float32, they are `kernel_float32`'s.
 
     An interpreted kernel takes those of `rocm`. `num_warps` counts waves of 64 threads on AMD and
     warps of 32 on NVIDIA.
     """
+    if dtype is not None and jnp.dtype(dtype) == jnp.float32:
+        kernel = f"{kernel}_float32"
     trial = _trial.get() or {}
     if (op, kernel) in trial:
         return trial[op, kernel]

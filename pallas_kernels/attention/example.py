@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +27,33 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """A layer's attention with segment ids, for packing or padding; each row one long document."""
+    """A layer's attention with segment ids, for packing or padding; each row one long document.
+
+    Varied: in float32, in a window, with heads half as wide, with one and with three kv heads.
+    """
     if form.decodes:
         return {}
-    B, S, T, sizes = form.rows, form.queries, form.keys, ZAYA1_8B
-    q = jax.ShapeDtypeStruct((B, S, sizes.heads, sizes.channels), jnp.bfloat16)
-    k = v = jax.ShapeDtypeStruct((B, T, sizes.kv_heads, sizes.channels), jnp.bfloat16)
+    calls = {"": _call(form)}
+    if form.varied:
+        calls["float32"] = _call(form, jnp.float32)
+        calls["window"] = _call(form, window=4096)
+        calls["narrow"] = _call(form, channels=64)
+        calls["one_head"] = _call(form, kv_heads=1)
+        calls["three_heads"] = _call(form, kv_heads=3)
+    return calls
+
+
+def _call(
+    form: Form,
+    dtype: Any = jnp.bfloat16,
+    kv_heads: int = ZAYA1_8B.kv_heads,
+    channels: int = ZAYA1_8B.channels,
+    **options: Any,
+) -> Call:
+    B, S, T = form.rows, form.queries, form.keys
+    heads = kv_heads * ZAYA1_8B.heads // ZAYA1_8B.kv_heads
+    q = jax.ShapeDtypeStruct((B, S, heads, channels), dtype)
+    k = v = jax.ShapeDtypeStruct((B, T, kv_heads, channels), dtype)
     segment_ids = np.ones((B, T), np.int32)
     # The last shard of a row has the most to do.
-    return {"": Call((q, k, v, segment_ids), {"query_offset": T - S})}
+    return Call((q, k, v, segment_ids), {"query_offset": T - S, **options})

@@ -57,7 +57,7 @@ def gradients(
 
 def _normalise(static: Static, flat, weights, tables, positions, state, cotangents):
     """dy [T, N], gradients of the values, and of the temperature [K]."""
-    settings = tuned.settings("cca_mix", "normalise")
+    settings = tuned.settings("cca_mix", "normalise", static.dtype)
     tokens, C, H = static.tokens(settings), static.C, static.H
     programs = pl.cdiv(static.T, tokens)
 
@@ -142,7 +142,7 @@ def _reaches(static: Static, tile: Tile, positions_ref, d: int) -> jax.Array:
 
 def _latents(static: Static, dy, weights: Weights, positions):
     """Gradients of q [T, H * C] and k [T, K * C]."""
-    settings = tuned.settings("cca_mix", "latents")
+    settings = tuned.settings("cca_mix", "latents", static.dtype)
     tokens, C, H = static.tokens(settings), static.C, static.H
     chunk = min(settings["chunk"], C)
 
@@ -206,7 +206,7 @@ def _by_distance(static: Static, weights: Weights) -> tuple[jax.Array, jax.Array
 
 def _correlate(static: Static, flat, dy, positions, state):
     """A [past + 1, heads, C, C] and the sum of dy [heads, C]."""
-    settings = tuned.settings("cca_mix", "correlate")
+    settings = tuned.settings("cca_mix", "correlate", static.dtype)
     tokens, C, H, heads = static.tokens(settings), static.C, static.H, static.H + static.K
     steps = min(settings["steps"], pl.cdiv(static.T, tokens))
     programs, taps = pl.cdiv(static.T, tokens * steps), static.past + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,12 +60,34 @@ def draw(
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """The mix of a layer, in bfloat16; decoding continues from a state and leaves the next one."""
-    B, S, size = form.rows, form.queries, ZAYA1_8B
-    H, K, C, (K0, K1) = size.heads, size.kv_heads, size.channels, size.conv_kernels
-    N, half = (H + K) * C, size.rotary // 2
+    """The mix of a layer, in bfloat16; decoding continues from a state and leaves the next one.
 
-    def shaped(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    Varied: in float32, with heads half as wide, with one and with three kv heads, in pages.
+    """
+    calls = {"": _call(form)}
+    if form.varied:
+        calls["float32"] = _call(form, dtype=jnp.float32)
+        calls["narrow"] = _call(form, channels=64)
+        calls["one_head"] = _call(form, kv_heads=1)
+        calls["three_heads"] = _call(form, kv_heads=3)
+    if form.varied and form.decodes:
+        calls["paged"] = _call(form, paged=True)
+    return calls
+
+
+def _call(
+    form: Form,
+    dtype: Any = jnp.bfloat16,
+    kv_heads: int = ZAYA1_8B.kv_heads,
+    channels: int = ZAYA1_8B.channels,
+    paged: bool = False,
+) -> Call:
+    B, S, (K0, K1) = form.rows, form.queries, ZAYA1_8B.conv_kernels
+    K, C = kv_heads, channels
+    H = K * ZAYA1_8B.heads // ZAYA1_8B.kv_heads
+    N, half = (H + K) * C, ZAYA1_8B.rotary * C // ZAYA1_8B.channels // 2
+
+    def shaped(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     weights = Weights(
@@ -85,9 +109,11 @@ def shapes_8b(form: Form) -> dict[str, Call]:
     )
     options = {"norm_dtype": jnp.float32}
     if not form.decodes:
-        return {"": Call(args, options)}
+        return Call(args, options)
     # Of the cache one slot a row is written: a short one, so that its size says as much.
-    slots = shaped(B, K, 1, C)
-    cache = Cache(slots, slots, State(shaped(B, K0 + K1 - 2, N), shaped(B, K * C // 2)))
-    place = Place(shaped(B, dtype=jnp.int32), shaped(B, dtype=jnp.bool_))
-    return {"": Call((*args, cache, place), options, function=triton.cca_mix_decode)}
+    P = 2 * B if paged else B
+    slots = shaped(P, K, 1, C)
+    cache = Cache(slots, slots, State(shaped(P, K0 + K1 - 2, N), shaped(P, K * C // 2)))
+    pages = (shaped(B, dtype=jnp.int32), shaped(B, dtype=jnp.int32)) if paged else None
+    place = Place(shaped(B, dtype=jnp.int32), shaped(B, dtype=jnp.bool_), pages)
+    return Call((*args, cache, place), options, function=triton.cca_mix_decode)

@@ -94,9 +94,8 @@ class Static:
         return float(jnp.finfo(self.norm_dtype).eps) ** 2
 
     def tokens(self, settings: Mapping[str, int]) -> int:
-        """Tokens of a tile; float32 takes twice the registers and shared memory of bfloat16."""
-        most = settings["tokens"] * 2 // self.dtype.itemsize
-        return max(MIN_TOKENS, min(most, pl.next_power_of_2(self.T)))
+        """Tokens of a tile."""
+        return max(MIN_TOKENS, min(settings["tokens"], pl.next_power_of_2(self.T)))
 
     def call(
         self,

@@ -121,7 +121,7 @@ def _launch(
     place: Place | None = None,
 ):
     """q, k and v; with a cache, for rows of one token, q and the cache's arrays behind it."""
-    settings = tuned.settings("cca_mix", "decode" if static.S == 1 else "forward")
+    settings = tuned.settings("cca_mix", "decode" if static.S == 1 else "forward", static.dtype)
     tokens, C, H = static.tokens(settings), static.C, static.H
 
     def cca_mix_forward(q, k, current, delayed, *refs):

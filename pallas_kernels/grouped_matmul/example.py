@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,18 +30,30 @@ def shapes_8b(form: Form) -> dict[str, Call]:
     """A layer's experts on all tokens of a form, each of which drew one of them or skip.
 
     Where nothing is trained also with quantized weights: int8 and fp8 with a scale a column, int4
-    with one for 128 rows of it, fp4 with one for 32.
+    with one for 128 rows of it, fp4 with one for 32. Varied: in float32, and so few tokens for each
+    expert that tiles are short.
     """
-    T, sizes = form.tokens, ZAYA1_8B
-    E, D, F = sizes.experts, sizes.hidden, sizes.expert_width
-    index = np.random.default_rng(0).integers(E + 1, size=(T, sizes.top_k)).astype(np.int32)
-    x, weight, gate_up, down = (
-        jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-        for shape in ((T, D), index.shape, (E, D, 2 * F), (E, F, D))
-    )
-    calls = {"": Call((x, index, weight, gate_up, down))}
+    calls = {"": _call(form.tokens)}
     if not form.trains:
-        for kind in KINDS:
-            both = [jax.eval_shape(lambda w, k=kind: quantize(w, k), w) for w in (gate_up, down)]
-            calls[kind] = Call((x, index, weight, *both))
+        calls |= {kind: _call(form.tokens, kind) for kind in KINDS}
+    if form.varied:
+        calls["float32"] = _call(form.tokens, dtype=jnp.float32)
+    if form.varied and form.trains:
+        calls["short_tiles"] = _call(SHORT)
     return calls
+
+
+SHORT = 512
+"""Tokens, 30 an expert: more than decode, and too few for tiles of 128 rows."""
+
+
+def _call(tokens: int, kind: str = "", dtype: Any = jnp.bfloat16) -> Call:
+    E, D, F, k = ZAYA1_8B.experts, ZAYA1_8B.hidden, ZAYA1_8B.expert_width, ZAYA1_8B.top_k
+    index = np.random.default_rng(0).integers(E + 1, size=(tokens, k)).astype(np.int32)
+    x, weight, *both = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape in ((tokens, D), index.shape, (E, D, 2 * F), (E, F, D))
+    )
+    if kind:
+        both = [jax.eval_shape(lambda w: quantize(w, kind), w) for w in both]
+    return Call((x, index, weight, *both))

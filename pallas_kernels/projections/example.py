@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,11 +19,20 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """q, k and both halves of v of a layer."""
+    """q, k and both halves of v of a layer, and its output. Varied: in float32."""
     if not form.decodes:
         return {}
     size = ZAYA1_8B
-    half = size.kv_heads * size.channels // 2
-    widths = (size.heads * size.channels, size.kv_heads * size.channels, half, half)
-    weights = tuple(jax.ShapeDtypeStruct((size.hidden, n), jnp.bfloat16) for n in widths)
-    return {"": Call((jax.ShapeDtypeStruct((form.tokens, size.hidden), jnp.bfloat16), weights))}
+    q, half = size.heads * size.channels, size.kv_heads * size.channels // 2
+    calls = {
+        "": _call(form, size.hidden, (q, 2 * half, half, half)),
+        "output": _call(form, q, (size.hidden,)),
+    }
+    if form.varied:
+        calls["float32"] = _call(form, size.hidden, (q, 2 * half, half, half), jnp.float32)
+    return calls
+
+
+def _call(form: Form, hidden: int, widths: tuple[int, ...], dtype: Any = jnp.bfloat16) -> Call:
+    weights = tuple(jax.ShapeDtypeStruct((hidden, n), dtype) for n in widths)
+    return Call((jax.ShapeDtypeStruct((form.tokens, hidden), dtype), weights))

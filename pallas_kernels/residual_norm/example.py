@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -21,11 +23,21 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """Every merge of a layer: a bfloat16 mixer into the float32 stream, and the norm behind it."""
+    """Every merge of a layer: a bfloat16 mixer into the float32 stream, and the norm behind it.
+
+    Varied: all in float32, and all in bfloat16.
+    """
+    calls = {"": _call(form, jnp.bfloat16, jnp.float32)}
+    if form.varied:
+        calls["float32"] = _call(form, jnp.float32, jnp.float32)
+        calls["bfloat16"] = _call(form, jnp.bfloat16, jnp.bfloat16)
+    return calls
+
+
+def _call(form: Form, narrow: Any, wide: Any) -> Call:
     T, D = form.tokens, ZAYA1_8B.hidden
-    vector = jax.ShapeDtypeStruct((D,), jnp.bfloat16)
-    mixer = jax.ShapeDtypeStruct((T, D), jnp.bfloat16)
-    stream = jax.ShapeDtypeStruct((T, D), jnp.float32)
-    wide = jnp.float32
+    vector = jax.ShapeDtypeStruct((D,), narrow)
+    mixer = jax.ShapeDtypeStruct((T, D), narrow)
+    stream = jax.ShapeDtypeStruct((T, D), wide)
     options = dict(eps=ZAYA1_8B.norm_eps, merge_dtype=wide, stream_dtype=wide, norm_dtype=wide)
-    return {"": Call((mixer, stream, (vector,) * 4, vector), options)}
+    return Call((mixer, stream, (vector,) * 4, vector), options)

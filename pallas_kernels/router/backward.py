@@ -64,7 +64,7 @@ def gradients(
 
 
 def _chain(static: Static, state, weights: Weights, hidden, choices, cotangents: Routing):
-    settings = tuned.settings("router", "backward")
+    settings = tuned.settings("router", "backward", static.dtype)
     tokens, T, R = static.tokens(settings), static.T, static.R
     programs, chunk = pl.cdiv(T, tokens), min(settings["chunk"], static.part)
     names = ["norm", "fc1", "fc1_bias", "fc2", "fc2_bias", "out"]

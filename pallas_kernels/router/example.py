@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,11 +36,21 @@ def draw(key: jax.Array | int, dtype: jnp.dtype = jnp.float32) -> tuple[tuple, d
 
 
 def shapes_8b(form: Form) -> dict[str, Call]:
-    """The router of a layer behind the first, in bfloat16, with padding in the batch."""
+    """The router of a layer behind the first, in bfloat16, with padding in the batch.
+
+    Varied: in float32.
+    """
+    calls = {"": _call(form)}
+    if form.varied:
+        calls["float32"] = _call(form, jnp.float32)
+    return calls
+
+
+def _call(form: Form, dtype: Any = jnp.bfloat16) -> Call:
     T, size = form.tokens, ZAYA1_8B
     D, R, classes = size.hidden, size.router_width, size.experts + 1
 
-    def shaped(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    def shaped(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     weights = Weights(
@@ -61,4 +73,4 @@ def shapes_8b(form: Form) -> dict[str, Call]:
         shaped(T, dtype=jnp.bool_),
     )
     options = dict(top_k=1, eps=size.norm_eps, norm_dtype=wide, softmax_dtype=wide)
-    return {"": Call(args, options)}
+    return Call(args, options)

@@ -75,9 +75,8 @@ class Static:
         return max(MIN_TILE, pl.next_power_of_2(self.classes))
 
     def tokens(self, settings: Mapping[str, int]) -> int:
-        """Tokens of a tile; float32 takes twice the registers and shared memory of bfloat16."""
-        most = settings["tokens"] * 2 // self.dtype.itemsize
-        return max(MIN_TILE, min(most, pl.next_power_of_2(self.T)))
+        """Tokens of a tile."""
+        return max(MIN_TILE, min(settings["tokens"], pl.next_power_of_2(self.T)))
 
     def call(self, kernel, settings: Mapping[str, int], tokens: int, outputs):
         return pl.pallas_call(

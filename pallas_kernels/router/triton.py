@@ -63,7 +63,7 @@ def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, soft
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _route(static: Static, x, state, weights: Weights, biases, live):
     """The routing, and each token's choice whether it is live or not."""
-    settings = tuned.settings("router", "forward")
+    settings = tuned.settings("router", "forward", static.dtype)
     tokens, block = static.tokens(settings), min(settings["block"], pl.next_power_of_2(static.D))
     programs = pl.cdiv(static.T, tokens)
     names = [name for name, w in weights._asdict().items() if w is not None]

@@ -116,3 +116,4 @@ def test_memory_serves_a_small_operand_once_and_a_large_one_to_everybody():
     each = 64 * 64 * 2
     assert launch.traffic(cache_bytes=2 * each) == 3 * each
     assert launch.traffic(cache_bytes=each) == (4 + 4 + 1) * each
+    assert launch.traffic(cache_bytes=2 * each, caches=3) == (3 + 3 + 1) * each

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import tuned
 from pallas_kernels.shapes import FORMS, ZAYA1_8B
 from zaya_jax import aot, cli
 from zaya_jax.aot import cli as verb
-from zaya_jax.aot import kernels
+from zaya_jax.aot import kernels, roofline
 from zaya_jax.aot.program import arrays_only
 from zaya_jax.aot.second_opinion import SecondOpinion
 from zaya_jax.config import Model
@@ -51,6 +54,51 @@ def test_every_kernel_compiles_within_the_limits(compiler, op, form):
         assert rows
         for row in rows:
             assert not row.problems, f"{name}: {row.name}: {row.problems}"
+
+
+@pytest.mark.parametrize("op", ["cca_mix", "residual_norm", "router"])
+def test_what_memory_bounds_moves_little_more_than_it_must(compiler, op):
+    """And the check would find it if it moved more: no argument may stay in a cache by itself."""
+    target = compiler.target
+    report = compiler.compile(next(kernels.names(op, ["train_4k"])).job())
+    [launch] = report.launches
+    least = sum(launch.sizes)
+    assert launch.traffic(target.l2_bytes, target.l2s) <= 1.15 * least
+    assert not list(roofline.too_many_bytes(op, launch, target))
+    twice = dataclasses.replace(launch.counts, stores=launch.counts.stores + 0.2 * least)
+    more = dataclasses.replace(launch, counts=twice)
+    [told] = roofline.too_many_bytes(op, more, target)
+    assert "x the least bytes, limit 1.15" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_stages": 8}, "KiB of shared memory, and a workgroup of .* fewer stages or smaller"),
+        ({"num_warps": 64}, "threads, and a workgroup of .* has at most 1024"),
+        ({"num_warps": 3}, "num_warps is a power of two"),
+    ],
+)
+def test_settings_over_a_devices_limits_are_refused_in_words(compiler, changes, told):
+    """At lowering, with the limit and what to change; the compiler's own words would be fewer."""
+    name = next(kernels.names("cross_entropy", ["train_4k"]))
+    settings = dict(tuned.table("cross_entropy")[compiler.target.platform]["forward"])
+    report = compiler.compile(name.job({"forward": settings | changes}))
+    assert not report.ok and re.search(told, report.error), report.error
+    assert "tuned.json (rows=" in report.error
+
+
+def test_what_a_pipelined_loop_stages_is_what_xla_allocates(compiler):
+    """So the refusal above has the right number, whatever the device."""
+    platform, target = compiler.target.platform, compiler.target
+    limits = tuned.LIMITS[platform]
+    assert limits.shared == target.shared_per_group and limits.warp == target.warp
+    assert limits.threads == target.threads_per_group
+    name = next(kernels.names("cross_entropy", ["train_4k"]))
+    settings = dict(tuned.table("cross_entropy")[platform]["forward"]) | {"num_stages": 2}
+    report = compiler.compile(name.job({"forward": settings}))
+    staged = (settings["rows"] + settings["columns"]) * settings["depth"] * 2
+    assert report.kernel("cross_entropy_forward").shared >= (2 - limits.in_registers) * staged
 
 
 def test_the_backward_pass_knows_what_the_forward_was_given():

@@ -82,7 +82,11 @@ def check(args, options):
 def test_kernel_agrees_with_the_definition(dtype, T, D, R, classes, state, live):
     """Tokens that fill no tile, channels that fill no block, a width of several parts."""
     chosen = {"tokens": 16, "block": 16, "chunk": 16, "num_warps": 4, "num_stages": 1}
-    with tuned.trying("router", "forward", chosen), tuned.trying("router", "backward", chosen):
+    suffix = "_float32" * (dtype == "float32")
+    with (
+        tuned.trying("router", f"forward{suffix}", chosen),
+        tuned.trying("router", f"backward{suffix}", chosen),
+    ):
         check(*draw(1, T, D, R, classes, dtype, state, live))
 
 

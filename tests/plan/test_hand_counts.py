@@ -48,7 +48,7 @@ def test_zero_1_on_four_devices():
 
 def test_zero_3_in_two_microbatches():
     """Matrices are gathered twice and their gradients reduced once, in each microbatch; the
-    embedding is gathered once, and has a gradient from the first layer and one from the head."""
+    embedding is gathered once, and its gradients, of the first layer and the head, are added."""
     inside = LAYERS * (MATRICES + EXPERTS)
     once = LAYERS * (SMALL + 2) + DEPTH_AVERAGING + OUTSIDE
     whole = 2 * MATRICES + (4 + 8) * (GATE_UP + DOWN)
@@ -58,7 +58,7 @@ def test_zero_3_in_two_microbatches():
         ("layers' matrices", "all-gather", "fsdp"): 2 * 2 * inside * FLOAT,
         ("gradients of layers' matrices", "reduce-scatter", "fsdp"): 2 * inside * FLOAT,
         ("the embedding", "all-gather", "fsdp"): 2 * EMBEDDING * FLOAT,
-        ("gradients of the embedding", "reduce-scatter", "fsdp"): 2 * 2 * EMBEDDING * FLOAT,
+        ("gradients of the embedding", "reduce-scatter", "fsdp"): 2 * EMBEDDING * FLOAT,
         ("statistics of routing", "all-reduce", "fsdp"): 2 * STATISTICS,
         ("matrices for Muon", "all-to-all", "fsdp"): 3 * whole * FLOAT,
     }

@@ -9,7 +9,7 @@ collectives. With `mesh={"data": 8}` the program is compiled for that many devic
 """
 
 from zaya_jax.aot.compiler import Compiler, compile
-from zaya_jax.aot.machine_code import buffers_of
+from zaya_jax.aot.machine_code import buffers_of, matmuls_of
 from zaya_jax.aot.program import Job, Program
 from zaya_jax.aot.report import Counts, Kernel, Launch, Memory, Report
 from zaya_jax.aot.targets import TARGETS, Target, target_of
@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "Target",
     "buffers_of",
+    "matmuls_of",
     "compile",
     "target_of",
     "unavailable",

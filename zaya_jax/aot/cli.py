@@ -31,8 +31,8 @@ FLAGS = flags.FLAGS
 TUNED_AT = ("train_4k", "decode_8")
 
 HEAD = (
-    f"{'kernel':<28} {'form':<11} {'regs':>4} {'spill':>5} {'scr':>3} {'shared':>7} {'occ':>4} "
-    f"{'matrix':>6} {'GFLOP':>9} {'MB':>8} {'x min':>6} {'least us':>9} | "
+    f"{'kernel':<36} {'form':<11} {'regs':>4} {'spill':>5} {'scr':>3} {'shared':>7} {'occ':>4} "
+    f"{'matrix':>6} {'GFLOP':>9} {'MB':>8} {'x min':>6} {'x L2':>6} {'least us':>9} | "
     f"{'regs':>4} {'spill':>5} {'shared':>7}  verdict"
 )
 
@@ -47,6 +47,7 @@ class Row:
       second: as the triton wheel compiled it, or why it did not.
       gflop: of matrix products and vector operations together.
       megabytes: that memory moves, by `Launch.traffic`.
+      behind_l2: megabytes that the L2s do not keep; a larger cache may.
       minimum: megabytes of the launch's operands and results, each once.
       least_us: the roofline, with `minimum` and the counted arithmetic.
       problems: what keeps it from passing.
@@ -59,6 +60,7 @@ class Row:
     second: Kernel | str | None
     gflop: float
     megabytes: float
+    behind_l2: float
     minimum: float
     least_us: float
     occupancy: float
@@ -167,7 +169,7 @@ def rows_of(
     """The rows of one compiled call: one for each of our kernels in it."""
     if not report.ok or not report.launches:
         problem = report.error or "no Pallas kernel in it"
-        yield Row(call, target.name, "-", None, None, 0, 0, 0, 0, 0, (problem,))
+        yield Row(call, target.name, "-", None, None, 0, 0, 0, 0, 0, 0, (problem,))
         return
     for launch in report.launches:
         second = None if ask is None else ask.of(launch)
@@ -208,10 +210,18 @@ def _row(
         second=second,
         gflop=(sum(matrix.values()) + vector) / 1e9,
         megabytes=launch.traffic(target.cache) / 1e6 if counts else 0.0,
+        behind_l2=launch.traffic(target.l2_bytes, target.l2s) / 1e6 if counts else 0.0,
         minimum=minimum / 1e6,
         least_us=1e6 * roofline.least_seconds(matrix, vector, minimum, target),
         occupancy=roofline.occupancy(kernel, target),
-        problems=tuple(roofline.broken_limits(kernel, launch, target)),
+        problems=(
+            *roofline.broken_limits(kernel, launch, target),
+            *(
+                roofline.too_many_bytes(call.op, launch, target)
+                if call.direction == kernels.FORWARD
+                else ()
+            ),
+        ),
     )
 
 
@@ -239,20 +249,21 @@ def _chosen(flag: str, asked: list[str], accepted: Iterable[str]) -> list[str]:
 
 def _line(row: Row) -> str:
     verdict = "; ".join(row.problems) or "ok"
-    title = f"{row.name:<28} {row.call.form:<11}"
+    title = f"{f'{row.name} {row.call.call}':<36} {row.call.form:<11}"
     if row.kernel is None:
-        return f"{str(row.call):<40} {verdict}"
+        return f"{str(row.call):<48} {verdict}"
     kernel, second = row.kernel, row.second
     if isinstance(second, Kernel):
         other = f"{second.registers:>4} {second.spills:>5} {second.shared:>7}"
     else:
         other = f"{'-':>4} {'-':>5} {'-':>7}"
         verdict += f" (triton: {second})" if second else ""
-    ratio = row.megabytes / row.minimum if row.minimum else 0.0
+    ratio, behind_l2 = (x / max(row.minimum, 1e-9) for x in (row.megabytes, row.behind_l2))
     return (
         f"{title} {kernel.registers:>4} {kernel.spills:>5} {kernel.scratch:>3} "
         f"{kernel.shared:>7} {row.occupancy:>4.0%} {sum(kernel.matrix.values()):>6} "
-        f"{row.gflop:>9.3f} {row.megabytes:>8.2f} {ratio:>6.2f} {row.least_us:>9.2f} | "
+        f"{row.gflop:>9.3f} {row.megabytes:>8.2f} {ratio:>6.2f} {behind_l2:>6.2f} "
+        f"{row.least_us:>9.2f} | "
         f"{other}  {verdict}"
     )
 

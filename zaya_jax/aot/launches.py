@@ -20,7 +20,7 @@ from zaya_jax.aot.report import Launch
 
 # A known value is an array.
 Value = Any
-LARGEST = 2**22  # elements of a value that is followed
+LARGEST = 2**26  # elements of a value that is followed
 
 
 class PallasCall(NamedTuple):

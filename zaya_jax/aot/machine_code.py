@@ -359,3 +359,15 @@ def _bodies(text: str, entry: str) -> dict[str, str]:
     names = list(re.finditer(entry, text, re.MULTILINE))
     ends = [*(match.start() for match in names), len(text)][1:]
     return {match[1]: text[match.start() : end] for match, end in zip(names, ends, strict=True)}
+
+
+def matmuls_of(hlo: str) -> set[tuple[int, ...]]:
+    """Shapes of results of matrix products that are no Pallas kernel's: of XLA's own, those inside
+    of fusions among them, and of a library's."""
+    own = re.compile(r" = (\S+?)\[([\d,]*)\]\S* (?:dot|ragged-dot)\(")
+    library = re.compile(
+        r" = \(?\w+\[([\d,]*)\].* custom-call\(.*custom_call_target=\"[^\"]*(?:matmul|gemm)"
+    )
+    found = [match[2] for match in own.finditer(hlo)]
+    found += [match[1] for line in hlo.splitlines() if (match := library.search(line))]
+    return {tuple(map(int, filter(None, sizes.split(",")))) for sizes in found}

@@ -98,11 +98,12 @@ class Launch:
     note: str
     ttir: str
 
-    def traffic(self, cache_bytes: int) -> float:
-        """Bytes that device memory moves for one launch.
+    def traffic(self, cache_bytes: int, caches: int = 1) -> float:
+        """Bytes that one launch moves through the cache of `cache_bytes` from what lies behind it.
 
-        An argument that fits into half of the device's shared cache comes from memory once, however
-        many workgroups read it; of a larger one every workgroup's read is counted.
+        An argument that fits into half of the cache comes once into each of the device's `caches`
+        of this kind, however many workgroups read it; of a larger one every workgroup's read is
+        counted.
 
         Raises:
           ValueError: there are no counts.
@@ -110,8 +111,10 @@ class Launch:
         if self.counts is None:
             raise ValueError(f"{self.name}: {self.note}")
         pairs = zip(self.counts.reads, self.sizes, strict=False)
-        cached = sum(min(read, size) if 2 * size <= cache_bytes else read for read, size in pairs)
-        return cached + self.counts.stores
+        moved = 0.0
+        for read, size in pairs:
+            moved += min(read, caches * size) if 2 * size <= cache_bytes else read
+        return moved + self.counts.stores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from zaya_jax.aot.compiler import Compiler
 from zaya_jax.aot.program import Job, Program
-from zaya_jax.config import Experiment, Model, Ops, Train
+from zaya_jax.config import Experiment, Model, Ops, Optim, Train
 from zaya_jax.data.packing import Batch
 from zaya_jax.infer import programs, sampler
 from zaya_jax.model import cache as caches
@@ -25,15 +25,24 @@ from zaya_jax.train import state as train_state
 from zaya_jax.train.step import make_train_step
 
 
-def training(rows: int = 1, tokens: int = 4096, model: Mapping[str, Any] | None = None) -> Program:
+def training(
+    rows: int = 1,
+    tokens: int = 4096,
+    model: Mapping[str, Any] | None = None,
+    optim: Mapping[str, Any] | None = None,
+) -> Program:
     """One training step of the 8B on `rows` packed rows of `tokens` tokens.
 
     Args:
       model: fields of `config.Model` to change; `ops` maps ops to implementations.
+      optim: of `config.Optim`.
     """
     train = Train(batch_size=rows, sequence_length=tokens)
     experiment = Experiment(
-        model=_model(model, layers="scan", remat="full"), train=train, name="aot"
+        model=_model(model, layers="scan", remat="full"),
+        train=train,
+        optim=Optim(**(optim or {})),
+        name="aot",
     )
     ints = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
     weights = jax.ShapeDtypeStruct((rows, tokens), jnp.float32)

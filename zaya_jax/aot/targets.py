@@ -44,7 +44,8 @@ class Target:
       cache_bandwidth: bytes/s of the cache that all cores share.
       latency: seconds until a load from memory arrives.
       memory: bytes of device memory.
-      clock_ghz, l2_bytes: for XLA.
+      l2_bytes, l2s: bytes of an L2, and how many there are; what is read again comes out of it.
+      clock_ghz: for XLA.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Target:
     memory: int
     clock_ghz: float
     l2_bytes: int
+    l2s: int
 
     def peak_of(self, dtype: str) -> float:
         """FLOP/s of matrix products of `dtype`; the vector units' where it has no matrix unit."""
@@ -150,6 +152,7 @@ MI300X = Target(
     memory=192 * GIB,
     clock_ghz=2.1,
     l2_bytes=4 * 2**20,
+    l2s=8,  # one on each compute die
 )
 
 H100 = Target(
@@ -185,6 +188,7 @@ H100 = Target(
     memory=84_942_979_072,
     clock_ghz=1.98,
     l2_bytes=50 * 2**20,
+    l2s=1,
 )
 
 TARGETS: Mapping[str, Target] = {target.name: target for target in (MI300X, H100)}

@@ -143,7 +143,11 @@ def figure(points: list[dict[str, Any]], title: str) -> str:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(n, [str(devices) for devices in n])
-            axes.set_title(f"{axis}\n{LAWS[axis]}", fontsize=7.5)
+            law_in_lines = LAWS[axis].replace(": ", ":\n")
+            axes.set_title(f"{axis}\n{law_in_lines}", fontsize=7.5)
+            # Plain numbers: a page's text has no exponents.
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter("")
             axes.set_xlabel("devices")
             axes.legend(fontsize=7)
         whole.axes[0].set_ylabel("MiB that a device sends in a step")

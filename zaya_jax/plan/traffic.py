@@ -87,16 +87,16 @@ def layers(case: Case) -> Iterator[Message]:
     gradients reduced. All m times: (passes) x 2 P m, and 2 P m bytes.
 
     The embedding is read by the first layer and by the head: XLA gathers it once for both, and
-    reduces the gradients of either, or their sum. XLA may also merge what layer 0, which stands outside of the
-    loop, gathers again: that is not thought of here.
+    reduces the sum of their gradients (on CPUs either of them). XLA may also merge what layer 0,
+    which stands outside of the loop, gathers again: that is not thought of here.
     """
     m = case.microbatches
     for axes, leaves in _by_axes(case, "in_use", frozen=True).items():
         inside = [leaf for leaf in leaves if leaf.layers]
         outside = [leaf for leaf in leaves if not leaf.layers]
-        for what, some, reads, again in (
-            ("layers' matrices", inside, case.passes, 1),
-            ("the embedding", outside, 1, 2),
+        for what, some, reads in (
+            ("layers' matrices", inside, case.passes),
+            ("the embedding", outside, 1),
         ):
             count = sum(max(leaf.layers, 1) for leaf in some)
             size = sum(leaf.whole * leaf.used_itemsize for leaf in some)
@@ -104,9 +104,7 @@ def layers(case: Case) -> Iterator[Message]:
             learnt = [leaf for leaf in some if leaf.trained]
             count = sum(max(leaf.layers, 1) for leaf in learnt)
             size = sum(leaf.whole * leaf.used_itemsize for leaf in learnt)
-            yield Message(
-                f"gradients of {what}", SCATTER, axes, again * m * count, again * m * size
-            )
+            yield Message(f"gradients of {what}", SCATTER, axes, m * count, m * size)
 
 
 def tokens(case: Case) -> Iterator[Message]:
