@@ -73,9 +73,9 @@ OUTLOOK = {
     "rsa_sft": """
         Nothing: it is where the next study begins.""",
     "rsa": """
-        Whether RSA beats a vote where models can solve something: 800 steps were too few for sums
-        of eight to ten terms, of which whole solutions get a tenth right (one seed of three none),
-        so there is little to go on with. And whether aggregation finds what no attempt has.""",
+        Whether RSA beats a vote where models can read attempts: after 800 steps these models work
+        half of the sums out by themselves, but often go on from lines that no attempt has. And
+        whether aggregation finds what no attempt has.""",
 }
 """What a larger run would settle, by study."""
 INDEX = "README.md"
