@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +26,7 @@ from zaya_jax.aot.report import Kernel, Launch, Report
 from zaya_jax.aot.second_opinion import SecondOpinion
 from zaya_jax.aot.targets import TARGETS, Target, target_of
 from zaya_jax.errors import UserError, hint
+from zaya_jax.train.progress import Progress, clock
 
 FLAGS = flags.FLAGS
 
@@ -126,9 +129,14 @@ def main(argv: list[str]) -> int:
             tuning = forms if FLAGS["form"].present else list(TUNED_AT)
             findings = tune.tune(compiler, op, tuning, _say, timed=FLAGS.time)
             tune.write(op, compiler.target.platform, findings)
+    told = _Told(len(calls) * len(targets))
     with ThreadPoolExecutor(len(targets)) as pool:
-        jobs = [pool.submit(_rows, compiler, calls, FLAGS.second) for compiler in compilers]
-        found = [job.result() for job in jobs]
+        jobs = [pool.submit(_rows, compiler, calls, FLAGS.second, told) for compiler in compilers]
+        try:
+            found = [job.result() for job in jobs]
+        except BaseException:  # Ctrl-C: what is being compiled ends, and nothing begins
+            told.stopped.set()
+            raise
     rows: list[Row] = []
     wholes: list[Whole] = []
     for target, (own, versions) in zip(targets, found, strict=True):
@@ -152,6 +160,30 @@ def main(argv: list[str]) -> int:
         }
     )
     return 1 if failed else 0
+
+
+class _Told:
+    """How far all compilers together are, told as they go.
+
+    Attributes:
+      stopped: set when they are to stop.
+    """
+
+    def __init__(self, calls: int):
+        self.stopped = threading.Event()
+        self._progress, self._calls, self._done = Progress(calls), calls, 0
+        self._began, self._lock = time.monotonic(), threading.Lock()
+
+    def done(self, call: kernels.Name, target: Target) -> None:
+        """One call is compiled."""
+        with self._lock:
+            self._done += 1
+            left = (time.monotonic() - self._began) / self._done * (self._calls - self._done)
+            if self._progress.due() or self._done == self._calls:
+                line = f"compiled {self._done}/{self._calls}  {clock(left)} left  "
+                self._progress.draw(f"{line}{call} for {target.name}")
+            if self._done == self._calls:
+                self._progress.say("")
 
 
 def _say(line: str) -> None:
@@ -226,17 +258,20 @@ def _row(
 
 
 def _rows(
-    compiler: Compiler, calls: list[kernels.Name], wants_second: bool
+    compiler: Compiler, calls: list[kernels.Name], wants_second: bool, told: _Told
 ) -> tuple[list[tuple[list[Row], Whole | None]], dict[str, str]]:
     found = []
     versions: dict[str, str] = {}
     with compiler, SecondOpinion(compiler.target, compiler.python) as second:
         for call in calls:
+            if told.stopped.is_set():
+                break
             report = compiler.compile(call.job())
             versions.update(report.versions)
             ask = second if wants_second else None
             rows = list(rows_of(call, report, compiler.target, ask))
             found.append((rows, whole_of(call, report, compiler.target)))
+            told.done(call, compiler.target)
     return found, versions
 
 
