@@ -1,5 +1,6 @@
 """`launch.py bench`: speed, serving or bfloat16 drift beside transformers, Muon beside optax;
-quantized forms of a run beside the run itself, and what fits where; what Markovian RSA carries."""
+quantized forms of a run beside the run itself, and what fits where; what Markovian RSA carries; a
+checkpoint saved on one mesh and restored on another."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def define_flags() -> None:
     options.config("experiments/bench.py")
     options.json()
     options.seed()
-    suites = ["speed", "serving", "quantization", "rsa"]
+    suites = ["speed", "serving", "quantization", "rsa", "reshape"]
     flags.DEFINE_enum("suite", "speed", suites, "what to measure; speed is told more by --what")
     flags.DEFINE_string("model", None, "run to quantize; random weights of --config by default")
     flags.DEFINE_enum("against", "transformers", ["transformers"], "the peer")
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int | None:
     if FLAGS.suite == "rsa":
         _rsa()
         return None
+    if FLAGS.suite == "reshape":
+        return _reshape()
     unknown = set(FLAGS.what) - set(WHAT)
     if unknown:
         raise UserError(f"--what={','.join(sorted(unknown))}: accepted: {', '.join(WHAT)}")
@@ -134,6 +137,17 @@ def _rsa() -> None:
     if plot is not None:
         rsa.plot(rows, plot)
     options.write_json(record | {"rows": [dataclasses.asdict(row) for row in rows]})
+
+
+def _reshape() -> int:
+    from zaya_jax.bench import reshape
+
+    record: dict[str, Any] = {"machine": _machine()}
+    print(f"machine: {record['machine']}")
+    sides = reshape.measure(config.freeze(FLAGS.config))
+    print(reshape.table(sides))
+    options.write_json(record | {"sides": [dataclasses.asdict(side) for side in sides]})
+    return int(any(side.wrong for side in sides))
 
 
 def _quantization() -> None:
