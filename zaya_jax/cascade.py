@@ -13,6 +13,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from absl import flags
 
 from zaya_jax import config, options
 from zaya_jax.errors import UserError
+from zaya_jax.train.progress import clock
 
 if TYPE_CHECKING:
     from zaya_jax.report.content import Page
@@ -89,8 +91,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"--- {stage.name} ({number} of {len(stages)}) ---", flush=True)
         command = command_of(stage, folder, module["get_config"](stage.name))
         print("python " + " ".join(command), flush=True)
+        began = time.monotonic()
         if code := execute(command):
             return code
+        print(f"{stage.name} took {clock(time.monotonic() - began)}", flush=True)
         if stage.verb != "reward-model":
             scores[stage.name] = score(folder, stage.name, sets, module["get_config"])
     page = write_page(folder, stages, sets, scores)
