@@ -133,6 +133,10 @@ def test_agrees_with_the_reference(
         (50, 50, 2, 3, 16, "float32", {}),  # rows, keys and group divided by no block
         (21, 70, 1, 4, 16, "float32", {"window": 13, "return_lse": True}),
         (64, 64, 3, 1, 32, "bfloat16", {}),  # every block full
+        # The widths that are compiled for GPUs.
+        pytest.param(33, 40, 1, 4, 64, "bfloat16", {}, marks=pytest.mark.slow),
+        pytest.param(33, 40, 1, 4, 128, "bfloat16", {"window": 20}, marks=pytest.mark.slow),
+        pytest.param(33, 40, 1, 4, 128, "float32", {"return_lse": True}, marks=pytest.mark.slow),
     ],
 )
 @given(seed=st.integers(0, 2**16), kind=st.sampled_from(["packed", "blocks", "shuffled", "one"]))

@@ -225,6 +225,18 @@ def test_kernel_agrees_with_the_definition(dtype, shape, heads, kernels, with_st
         check("triton", *example.draw(5, jnp.dtype(dtype), **drawn, channels=16))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels", [64, 128])
+def test_kernel_agrees_at_the_widths_and_settings_that_are_compiled(channels, dtype):
+    """Half of the channels rotated, as in the 8B; the settings of `tuned.json`."""
+    args, options = example.draw(
+        6, jnp.dtype(dtype), shape=(2, 37), heads=(4, 1), channels=channels
+    )
+    assert triton.supports(*args, **options) is None
+    check("triton", args, options)
+
+
 def one_token(seed, rows, dtype="float32", heads=(2, 1), kernels=(2, 2), room=3):
     """A token a row and a cache: `(tokens, cache, options)`; the first row rests."""
     drawn = dict(shape=(rows, 1), heads=heads, kernels=kernels, with_state=True, channels=16)
