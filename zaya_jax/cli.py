@@ -191,8 +191,8 @@ def main(argv: Sequence[str], verbs: Mapping[str, Verb] = VERBS) -> int:
     """Runs `argv` (without the program's name) and returns the exit status.
 
     0 if the verb did what it says, 1 if a check it makes does not hold, 2 for a mistake in what
-    was asked (one line, no traceback), 130 after Ctrl-C, 141 if nobody reads what is printed. Other
-    exceptions pass through.
+    was asked (one line, no traceback; 75 where the same command may succeed later), 130 after
+    Ctrl-C, 141 if nobody reads what is printed. Other exceptions pass through.
     """
     format_of_python, warnings.formatwarning = warnings.formatwarning, _one_line
     try:

@@ -174,7 +174,8 @@ def shares(
         return [] if own is None else [own]
     if len(gpus) % count:
         raise UserError(
-            f"--spawn={count}: the processes see {len(gpus)} GPUs; start as many as divide that"
+            f"--spawn={count}: the processes see {len(gpus)} GPUs; start as many as divide that "
+            "(JAX_PLATFORMS=cpu leaves GPUs alone)"
         )
     each = len(gpus) // count
     return [gpus[i * each : (i + 1) * each] for i in range(count)]
@@ -228,8 +229,14 @@ def _slurm(environment: Mapping[str, str]) -> _Found | None:
         f"{first_node(nodes)}:{_port(job)}",
         count,
         _number(environment, "SLURM_PROCID"),
-        (here, tasks),
+        (0, 1) if _has_its_own(environment) else (here, tasks),
     )
+
+
+def _has_its_own(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM shows each task GPUs of its own, by --gpus-per-task or --tres-per-task."""
+    each = environment.get("SLURM_TRES_PER_TASK", "")
+    return "SLURM_GPUS_PER_TASK" in environment or "gpu" in each
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int:

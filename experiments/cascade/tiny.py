@@ -47,6 +47,8 @@ def get_config(stage: str = "warmup"):
     section = settings.rl
     section.heldout = 64
     if stage == "curriculum":
+        # Its own held-out sums are of few terms, and most of them are demonstrated: what is learnt
+        # about unseen tasks is told by SETS.
         section.tasks = ((GRADED, 1.0),)
         section.curriculum.rounds = 10
         section.max_prompt, section.max_tokens = 96, 128

@@ -130,6 +130,7 @@ class _Launch:
         """Launches a program for every kv head, every row of the batch and every block of `own`
         (rows or keys); it runs `kernel(tiles, *refs)`."""
         of_own = visits.of_rows if own == "rows" else visits.of_keys
+        other = "keys" if own == "rows" else "rows"
         visited = of_own(self.sizes, self.offset, self.segment_ids)
         per_row, blocks = visited.shape[0] > 1, visited.shape[1]
         steering = [visited, self.offset[None]]
@@ -152,7 +153,10 @@ class _Launch:
             in_specs=[*steering_specs, *specs],
             out_shape=out_shape,
             out_specs=out_specs,
-            compiler_params=tuned.compiler_params(self.settings),
+            # Of each block of the other side two arrays are read: keys and values, or q and dO.
+            compiler_params=tuned.compiler_params(
+                self.settings, 2 * self.settings[other] * self.C * arrays[0].dtype.itemsize
+            ),
             interpret=self.static.interpret,
             name=f"attention_{kernel.__name__}",
         )(*steering, *arrays)

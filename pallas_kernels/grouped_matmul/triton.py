@@ -149,6 +149,10 @@ def _over_tiles(
     settings = static.of(kernel)
     block = block_of(columns, settings["columns"])
     num_experts = layout.runs.shape[0]
+    # A turn reads rows, and of plain weights one block or two: gate and up.
+    read = (static.rows + (1 + (kernel == "gate_up")) * block) * settings["depth"]
+    plain = all(array.dtype == arrays[0].dtype for array in arrays[:2])
+    staged = read * arrays[0].dtype.itemsize if plain else 0
 
     def program(tiles_ref, order_ref, *refs):
         column, number = pl.program_id(0), pl.program_id(1)
@@ -170,7 +174,7 @@ def _over_tiles(
         program,
         grid=(columns // block, layout.tiles.shape[0]),
         out_shape=outputs,
-        compiler_params=tuned.compiler_params(settings),
+        compiler_params=tuned.compiler_params(settings, staged),
         interpret=static.interpret,
         name=f"experts_{kernel}",
     )(layout.tiles, layout.order, *arrays)

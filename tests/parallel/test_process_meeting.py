@@ -93,8 +93,9 @@ def test_a_coordinator_that_nobody_reaches(port):
     with pytest.raises(NotMet, match=f"coordinator localhost:{port} was not reached in 1 s"):
         meet(member(port, 1, 2), 1.0)
     assert time.monotonic() - began < 5
-    with pytest.raises(UserError, match="knows the name nowhere.invalid"):
+    with pytest.raises(UserError, match="knows the name nowhere.invalid") as found:
         meet(Member(f"nowhere.invalid:{port}", 2, 1, None, "a test"), 0.5)
+    assert found.value.status == 2
 
 
 @pytest.mark.parametrize(

@@ -58,5 +58,5 @@ def test_compiled_and_predicted_agree(tmp_path, monkeypatch, capsys, arguments, 
             sums.setdefault(key, [0, 0])[place] += group["bytes"]
     for key, (ours, theirs) in sums.items():
         # XLA may merge what layer 0, one of two, gathers again (`traffic.layers`).
-        rel = 0.25 if key == ("all-gather", frozenset({"fsdp"})) else 0.05
-        assert theirs == pytest.approx(ours, rel=rel, abs=2**16), key
+        least = 0.75 if key == ("all-gather", frozenset({"fsdp"})) else 0.95
+        assert least * ours - 2**16 < theirs < 1.05 * ours + 2**16, key

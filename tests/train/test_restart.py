@@ -186,6 +186,7 @@ def lives(process: int) -> bool:
         (["--coordinator=localhost:1"], "--processes=N, --process_id=I missing"),
         (["--processes=2", "--process_id=2", "--coordinator=h:1"], "process 2 of 2"),
         (["--local_devices=a,b"], "--local_devices=a,b: expected numbers"),
+        (["--spawn=2", "--process_id=4"], "--process_id goes with --processes"),
     ],
 )
 def test_options_that_do_not_fit_are_told(options, message, tmp_path, capsys):
@@ -245,6 +246,30 @@ def test_launchers_that_share_a_machine_share_its_gpus(options, monkeypatch, tmp
     assert (two.count, two.first, two.devices) == (8, 6, ["4,5", "6,7"])
     assert (one.count, one.first, one.devices) == (4, 3, ["4,5,6,7"])
     assert {two.coordinator, one.coordinator} == {"other:1" if options[1:] else "n1:14580"}
+
+
+def test_tasks_that_see_gpus_of_their_own_take_them_all(monkeypatch, tmp_path):
+    """`srun --gpus-per-task=4`: what a task sees is not shared with the other one."""
+    launches: list[Launch] = []
+    monkeypatch.setattr(restart, "run", lambda launch, tell: launches.append(launch) or 0)
+    slurm = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_GPUS_PER_TASK": "4",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        "HIP_VISIBLE_DEVICES": "4,5,6,7",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*command, "--spawn=4"]) == 0
+    assert cli.main([*command, "--spawn=2", "--local_devices=1,3"]) == 0
+    all_four, chosen = launches
+    assert all_four.devices == ["0", "1", "2", "3"] and chosen.devices == ["1", "3"]
 
 
 def test_gpus_that_processes_cannot_share_are_told(monkeypatch, tmp_path, capsys):

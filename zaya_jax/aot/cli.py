@@ -136,6 +136,8 @@ def main(argv: list[str]) -> int:
             found = [job.result() for job in jobs]
         except BaseException:  # Ctrl-C: what is being compiled ends, and nothing begins
             told.stopped.set()
+            for compiler in compilers:
+                compiler.stop()
             raise
     rows: list[Row] = []
     wholes: list[Whole] = []

@@ -41,6 +41,10 @@ class Compiler(contextlib.AbstractContextManager):
     def __exit__(self, *exception: object) -> None:
         self._helper.close()
 
+    def stop(self) -> None:
+        """From another thread: what is being compiled falls."""
+        self._helper.kill()
+
     def compile(self, job: Job, timeout: float = TIMEOUT) -> Report:
         """Compiles one job. A compiler's refusal, its fall, or `timeout` seconds gone by are told
         by the report's `error`."""

@@ -59,6 +59,11 @@ class Helper:
         self._process = None
         return told
 
+    def kill(self) -> None:
+        """Ends the process, from any thread: whoever waits for its answer hears that it fell."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def close(self) -> None:
         self.stop()
         self._folder.cleanup()

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,7 +33,7 @@ from zaya_jax.errors import UserError
 
 DEVICES = 8
 MESHES = {"save": "fsdp=2,expert=4", "restore": "data=4,context=2"}
-_NUMBERS = 32_749  # a prime: neighbours along any axis differ
+_NUMBERS = 32_749  # a prime, so that strides do not fall together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +163,15 @@ def _values(leaf: Any, number: int, at: tuple[slice, ...]) -> np.ndarray:
 
 
 def _held() -> int:
-    """Bytes that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that this process holds now; from now on `_peak` counts anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
 
 
 def _peak() -> int:
-    """Bytes that it has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes that it has held at most since the last `_held`."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 if __name__ == "__main__":

@@ -81,6 +81,11 @@ def check(experiment: Experiment) -> typing.Iterator[str]:
 
 
 def _check_rl(experiment: Experiment) -> typing.Iterator[str]:
+    if experiment.train.z_loss and (experiment.rl.tasks or experiment.preference.pairs):
+        yield (
+            f"train.z_loss = {experiment.train.z_loss}: of pretraining and fine-tuning; neither RL "
+            "nor a reward model has it"
+        )
     section = experiment.rl
     counts = "prompts max_prompt max_tokens concurrent swap_every buffer"
     counts += " microbatch_tokens microbatch_rows verifier_seconds verifier_processes"

@@ -162,7 +162,9 @@ def _come(member: Member, deadline: float, seconds: float, where: str) -> Lifeli
         else:
             kind = "mistake" if "mistake" in said else "missing"
             raise _TOLD[kind](f"{where}: {said[kind]}")
-    raise NotMet(
+    # A name that nobody knows, all this time, is a wrong one; whoever is known may come yet.
+    unknown = isinstance(why, socket.gaierror)
+    raise (UserError if unknown else NotMet)(
         f"{where}: the coordinator {member.coordinator} was not reached in {seconds:g} s ({why}). "
         f"Check that process 0 runs on {host} and has not ended with an error, that this machine "
         f"knows the name {host} and may connect to port {port} there, and that all processes were "

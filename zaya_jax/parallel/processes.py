@@ -34,7 +34,7 @@ _SLICE = 5.0
 _OLD = 64
 """A value is deleted when so many newer ones were shared under its name. By then all have read it:
 none of them is further ahead than the collectives, and an exchange, allow."""
-_WRONG_USE, _INTERRUPTED = 2, 130
+_INTERRUPTED = 130
 
 
 class FromFirst(UserError):
@@ -198,9 +198,8 @@ class Group(Alone):
             write(f"{who}:\n" + "".join(traceback.format_exception(error)))
         mistake = isinstance(error, UserError)
         kind = "" if mistake else f"{type(error).__name__}: "
-        self._watch.tell(
-            f"{who} failed: {kind}{_first_line(error)}", _WRONG_USE if mistake else LOST
-        )
+        status = error.status if isinstance(error, UserError) else LOST
+        self._watch.tell(f"{who} failed: {kind}{_first_line(error)}", status)
 
     def _key(self, name: str) -> str:
         """The key of the next exchange of a name. Process 0 forgets what is old."""

@@ -34,8 +34,9 @@ _GRACE = 15.0
 written by a C thread, if no Python thread can run."""
 _LOOK = 1.0
 """Seconds between two looks at the clock."""
-_START = 4
-"""So many times as long as a step may the start take: data are prepared, a checkpoint is read."""
+_START, _START_LEAST = 4, 7200.0
+"""So many times as long as a step may the start take, and so many seconds in any case: data are
+prepared, a checkpoint is read, programs are compiled."""
 
 
 class _Word(NamedTuple):
@@ -60,7 +61,7 @@ class Watch:
       index, count: of the processes.
       lost: seconds of silence after which a process is taken for lost.
       hung: seconds without a `beat` after which this process is taken for hung, `_START` times as
-        many before the first one; 0 for never.
+        many before the first one, and `_START_LEAST` at least; 0 for never.
       end: ends the process; for tests.
     """
 
@@ -79,10 +80,11 @@ class Watch:
         self._ended = threading.Lock()
         self._beat: float | None = None
         self._began = time.monotonic()
+        self._start = max(_START * hung, _START_LEAST)
         self._heard = time.monotonic()  # from process 0
         loops = [self._listen] if client is None else [self._listen, self._live]
         if hung:
-            faulthandler.dump_traceback_later(_START * hung + _GRACE, exit=True, file=2)
+            faulthandler.dump_traceback_later(self._start + _GRACE, exit=True, file=2)
         self._threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
         for thread in self._threads:
             thread.start()
@@ -164,8 +166,12 @@ class Watch:
         if not self._hung:
             return ""
         if self._beat is None:
-            late = now - self._began > _START * self._hung
-            return f"has not begun its first step for {_START * self._hung:g} s" if late else ""
+            if now - self._began < self._start:
+                return ""
+            return (
+                f"has not begun its first step for {self._start:g} s (a start may take {_START} "
+                "times --watchdog_seconds, and two hours in any case)"
+            )
         late = now - self._beat > self._hung
         return f"has not finished a step for {self._hung:g} s" if late else ""
 

@@ -81,11 +81,13 @@ def _chats(tasks: str, parameters: dict[str, int], aggregated: float) -> Iterato
 
 
 def tasks() -> Iterator[Task]:
-    """Sums to go on with, a thousand of them: aggregation as `rl.tasks` of a stage."""
+    """Sums to go on with, about a thousand: aggregation as `rl.tasks` of a stage. None of them is a
+    held-out one."""
     puzzles = Environment(NAME, seed=0, size=FIRST + COUNT + ASKED, **PARAMETERS)
-    for number in range(COUNT, COUNT + ASKED):
-        task = puzzles.task(FIRST + number)
-        tails = attempts(_expression(task), np.random.default_rng(number))
+    found = (puzzles.task(FIRST + number) for number in range(COUNT, COUNT + ASKED))
+    for task in unseen(found, [(TASKS, 1.0)], HELDOUT):
+        generator = np.random.default_rng(int(task.name) - FIRST)
+        tails = attempts(_expression(task), generator)
         yield dataclasses.replace(task, prompt=shown(task, tails), source="aggregation")
 
 

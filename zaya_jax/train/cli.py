@@ -120,6 +120,8 @@ def _launch(arguments: Sequence[str]) -> restart.Launch:
         return restart.Launch(command, restarts=restarts)
     coordinator, count, first = given.coordinator, given.processes, given.process_id or 0
     among = None
+    if count is None and given.process_id is not None:
+        raise UserError(f"--process_id={given.process_id}: --process_id goes with --processes")
     if count is None:
         if cluster.scheduled(os.environ):
             among = cluster.find(os.environ, coordinator)
@@ -131,6 +133,7 @@ def _launch(arguments: Sequence[str]) -> restart.Launch:
             f"--spawn={given.spawn}: processes {first} to {first + given.spawn - 1} of {count}; "
             "give --processes, the first one's --process_id, and the --coordinator of them all"
         )
-    shares = cluster.shares(given.spawn, os.environ, among.devices if among else None)
+    own = _devices() or (among.devices if among else None)
+    shares = cluster.shares(given.spawn, os.environ, own)
     devices = [",".join(map(str, share)) for share in shares]
     return restart.Launch(command, given.spawn, coordinator, count, first, devices, restarts)

@@ -168,13 +168,13 @@ def balance_line(experiment: Experiment) -> str:
         words += f", rate {b.rate:g}"
     if b.kind == "pid":
         words += f", kp {b.kp:g}, ki {b.ki:g}, kd {b.kd:g}"
-    losses = (("auxiliary loss", b.aux_loss), ("z-loss", b.z_loss))
+    losses = (("auxiliary loss", b.aux_loss), ("router's z-loss", b.z_loss))
     return "".join([words, *(f", {name} {weight:g}" for name, weight in losses if weight)])
 
 
 def optim_line(experiment: Experiment) -> str:
     """The schedule in words."""
-    o = experiment.optim
+    o, z_loss = experiment.optim, experiment.train.z_loss
     end = {
         "cosine": f" to {o.final_fraction:.2g} of it",
         "wsd": f", in the last {o.decay_fraction:.0%} to {o.final_fraction:.2g} of it",
@@ -182,5 +182,5 @@ def optim_line(experiment: Experiment) -> str:
     return (
         f"{o.kind}, learning rate {o.learning_rate:g} after {o.warmup_steps} steps, "
         f"{o.schedule}{end.get(o.schedule, '')}, adamw's betas ({o.b1:g}, {o.b2:g}), "
-        f"clip {o.clip_norm:g}"
+        f"clip {o.clip_norm:g}{f', z-loss {z_loss:g}' if z_loss else ''}"
     )
