@@ -245,8 +245,9 @@ def _calibration(run: Run) -> Iterator[Part]:
     found = calibration.read(run.folder).get("environments")
     if not found:
         return
+    several = f"{len(found)} environments were" if len(found) > 1 else "The environment was"
     yield Text(
-        f"Calibrated in {len(found)} environments before the first update (equations 12 to 14): "
+        f"{several} calibrated before the first update (equations 12 to 14): "
         "where half would be solved, with the 90% interval, and what was seen there.",
         "note",
     )
