@@ -41,9 +41,9 @@ def one_device(on_devices):
     return get
 
 
-def assert_same(found, wanted, tolerance):
+def assert_same(found, wanted, tolerance, biases=0.0):
     """Losses, statistics and states to a tolerance, relative to the largest number of a leaf;
-    loads, biases and the balancer's state exactly."""
+    loads exactly, and biases and the balancer's state to `biases`."""
     np.testing.assert_array_equal(found["loads"], wanted["loads"])
     np.testing.assert_allclose(found["losses"], wanted["losses"], rtol=tolerance)
     for name in ("grad_norm", "balance_loss", "z_loss", "entropy"):
@@ -55,7 +55,9 @@ def assert_same(found, wanted, tolerance):
     assert set(found["state"]) == set(wanted["state"])
     for name, value in wanted["state"].items():
         if "balance" in name or "biases" in name:
-            np.testing.assert_array_equal(found["state"][name], value, err_msg=name)
+            np.testing.assert_allclose(
+                found["state"][name], value, rtol=biases, atol=0, err_msg=name
+            )
             continue
         bound = tolerance * max(float(np.max(np.abs(value))), 1.0)
         np.testing.assert_allclose(found["state"][name], value, rtol=0, atol=bound, err_msg=name)
@@ -102,8 +104,10 @@ def test_float32_stays_close(on_devices, one_device, mesh):
     ids=["microbatches", "unrolled", "many turns"],
 )
 def test_however_it_is_computed(on_devices, one_device, mesh, changes):
+    """Unrolled, XLA fuses the biases' update with other things on every mesh: its last bits differ,
+    by 2e-15 after four steps."""
     these = {"steps": 4, "dtype": "float64", **QUICK, **changes}
-    assert_same(on_devices("train", mesh=mesh, **these), one_device(**these), 1e-9)
+    assert_same(on_devices("train", mesh=mesh, **these), one_device(**these), 1e-9, biases=1e-12)
 
 
 @pytest.mark.slow
