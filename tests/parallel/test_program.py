@@ -48,16 +48,21 @@ def of(found, kind, *axes):
 
 
 def shapes_in_use(mesh):
-    """Of each parameter on one device, while the network computes; whole, or a layer of a stack."""
+    """Of each parameter on one device, while the network computes: whole or a layer of a stack, and
+    what of it `fsdp` leaves to the device between a layer's use and the next."""
     sizes, found = parse(mesh), {}
     for path, declared in PLACES.items():
-        shape = list(declared.shape)
-        experts = place(declared, sizes).experts
-        if experts is not None:
-            shape[experts] //= sizes["expert"]
-        found.setdefault(sides(shape), []).append(path)
-        if isinstance(declared.layers, tuple):
-            found.setdefault(sides(shape[1:]), []).append(path)
+        shape, at = list(declared.shape), place(declared, sizes)
+        if at.experts is not None:
+            shape[at.experts] //= sizes["expert"]
+        parts = [shape]
+        if at.in_use and at.divided is not None:
+            parts.append(list(shape))
+            parts[1][at.divided] //= math.prod(sizes[axis] for axis in at.in_use)
+        for part in parts:
+            found.setdefault(sides(part), []).append(path)
+            if isinstance(declared.layers, tuple):
+                found.setdefault(sides(part[1:]), []).append(path)
     return found
 
 
