@@ -35,6 +35,11 @@ class Sizes:
     layers: int = 40  # L
     norm_eps: float = 1e-5
 
+    @property
+    def group(self) -> int:
+        """G, query heads of a kv head."""
+        return self.heads // self.kv_heads
+
 
 ZAYA1_8B = Sizes()
 

@@ -152,8 +152,7 @@ def share(index: int, count: int, gpus: int) -> tuple[int, ...] | None:
             f"{count} processes share a machine on which they see {gpus} GPUs: start as many as "
             f"divide {gpus}, or give each its own by --local_devices=0,1,..."
         )
-    each = gpus // count
-    return tuple(range(index * each, (index + 1) * each))
+    return _parts(tuple(range(gpus)), count)[index]
 
 
 def shares(
@@ -177,6 +176,11 @@ def shares(
             f"--spawn={count}: the processes see {len(gpus)} GPUs; start as many as divide that "
             "(JAX_PLATFORMS=cpu leaves GPUs alone)"
         )
+    return _parts(gpus, count)
+
+
+def _parts(gpus: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """Equal parts, in order."""
     each = len(gpus) // count
     return [gpus[i * each : (i + 1) * each] for i in range(count)]
 

@@ -51,7 +51,7 @@ def _call(
     **options: Any,
 ) -> Call:
     B, S, T = form.rows, form.queries, form.keys
-    heads = kv_heads * ZAYA1_8B.heads // ZAYA1_8B.kv_heads
+    heads = kv_heads * ZAYA1_8B.group
     q = jax.ShapeDtypeStruct((B, S, heads, channels), dtype)
     k = v = jax.ShapeDtypeStruct((B, T, kv_heads, channels), dtype)
     segment_ids = np.ones((B, T), np.int32)

@@ -77,8 +77,7 @@ def attention(
     """See `pallas_kernels.attention.attention`."""
 
     def settings(kernel: str) -> tuple[tuple[str, int], ...]:
-        name = kernel if q.dtype == jnp.bfloat16 else f"{kernel}_{q.dtype.name}"
-        return tuple(tuned.settings("attention", name).items())
+        return tuple(tuned.settings("attention", kernel, q.dtype).items())
 
     static = _Static(
         window,

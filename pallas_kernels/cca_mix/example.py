@@ -84,7 +84,7 @@ def _call(
 ) -> Call:
     B, S, (K0, K1) = form.rows, form.queries, ZAYA1_8B.conv_kernels
     K, C = kv_heads, channels
-    H = K * ZAYA1_8B.heads // ZAYA1_8B.kv_heads
+    H = K * ZAYA1_8B.group
     N, half = (H + K) * C, ZAYA1_8B.rotary * C // ZAYA1_8B.channels // 2
 
     def shaped(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:

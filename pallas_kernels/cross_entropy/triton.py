@@ -69,8 +69,7 @@ def cross_entropy(
     """See `pallas_kernels.cross_entropy.cross_entropy`; `chunk` has no effect, see `LARGEST`."""
 
     def settings(kernel: str) -> tuple[tuple[str, int], ...]:
-        name = kernel if hidden.dtype == jnp.bfloat16 else f"{kernel}_{hidden.dtype.name}"
-        return tuple(tuned.settings("cross_entropy", name).items())
+        return tuple(tuned.settings("cross_entropy", kernel, hidden.dtype).items())
 
     static = _Static(interpret.enabled(), settings("forward"), settings("backward"))
     logprob, lse = _statistics(static, hidden, head, targets.astype(jnp.int32))

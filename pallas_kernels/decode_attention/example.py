@@ -54,7 +54,7 @@ def _call(
     **options: Any,
 ) -> Call:
     B, T, page = form.rows, form.keys, 256
-    heads = kv_heads * ZAYA1_8B.heads // ZAYA1_8B.kv_heads
+    heads = kv_heads * ZAYA1_8B.group
     rows, room = (B * T // page, page) if paged else (B, T)
     slots = jax.ShapeDtypeStruct((rows, kv_heads, room, channels), cache or dtype)
     if paged:

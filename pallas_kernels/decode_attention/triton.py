@@ -59,7 +59,7 @@ def decode_attention(
 ) -> jax.Array:
     """See `pallas_kernels.decode_attention.decode_attention`."""
     (B, H, C), (_, K, room, _) = q.shape, k_cache.shape
-    settings = tuned.settings("decode_attention", f"split{'_float32' * (q.dtype == jnp.float32)}")
+    settings = tuned.settings("decode_attention", "split", q.dtype)
     T = room if pages is None else room * pages.shape[1]
     splits = _splits(B * K, T if window is None else min(T, window), settings)
     factor = (C**-0.5 if scale is None else scale) * LOG2E

@@ -62,11 +62,6 @@ def _padded(size: int) -> int:
     return -(-size // tile) * tile
 
 
-def _settings(kernel: str, dtype) -> dict[str, int]:
-    suffix = "" if dtype == jnp.bfloat16 else f"_{dtype.name}"
-    return dict(tuned.settings("newton_schulz", kernel + suffix))
-
-
 def _cut(size: int, most: int) -> int:
     """The largest power of two, at most `most` (itself one), that cuts `size` evenly."""
     return min(size & -size, most)
@@ -74,7 +69,7 @@ def _cut(size: int, most: int) -> int:
 
 def _symmetric(kernel: str, x: jax.Array) -> jax.Array:
     """[N, m, m]: A = X X^T of `gram`, or F = a I + b A + c A A of `factor` with x = A."""
-    (matrices, m, depth), settings = x.shape, _settings(kernel, x.dtype)
+    (matrices, m, depth), settings = x.shape, tuned.settings("newton_schulz", kernel, x.dtype)
     block, deep = _cut(m, settings["block"]), _cut(depth, settings["depth"])
     pairs = np.stack(np.tril_indices(m // block), axis=1).astype(np.int32)
     a, b, c = COEFFICIENTS
@@ -114,7 +109,7 @@ def _symmetric(kernel: str, x: jax.Array) -> jax.Array:
 
 def _apply(factor: jax.Array, x: jax.Array) -> jax.Array:
     """F X of [N, m, m] and [N, m, n]."""
-    (matrices, m, n), settings = x.shape, _settings("apply", x.dtype)
+    (matrices, m, n), settings = x.shape, tuned.settings("newton_schulz", "apply", x.dtype)
     tall, wide = _cut(m, settings["rows"]), _cut(n, settings["columns"])
     deep = _cut(m, settings["depth"])
 

@@ -38,8 +38,7 @@ def supports(x, weights) -> str | None:
 
 def projections(x: jax.Array, weights: tuple[jax.Array, ...]) -> list[jax.Array]:
     """See the package."""
-    suffix = "" if x.dtype == jnp.bfloat16 else f"_{x.dtype.name}"
-    settings = tuned.settings("projections", f"project{suffix}")
+    settings = tuned.settings("projections", "project", x.dtype)
     tokens, hidden = x.shape
     rows = min(settings["rows"], max(UNIT, pl.next_power_of_2(tokens)))
     # One block width for all: it cuts every matrix evenly.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import ShapeDtypeStruct
+from jax.sharding import SingleDeviceSharding
 
 from zaya_jax import cli
 from zaya_jax.bench import reshape
@@ -26,6 +28,17 @@ def test_a_part_has_the_numbers_of_the_whole(data):
     np.testing.assert_array_equal(reshape._values(leaf, number, part), whole[part])
     assert whole.shape == shape
     assert all((np.diff(whole, axis=axis) != 0).all() for axis in range(len(shape)))
+
+
+def test_an_array_that_is_not_what_was_saved_is_counted():
+    """In one element, or in a leaf of one number; one that is another leaf's, too."""
+    place = SingleDeviceSharding(jax.devices()[0])
+    leaves = [ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in ((7, 9), (5,), ())]
+    arrays = [reshape.made(*leaf) for leaf in enumerate(leaves)]
+    assert reshape.differing(arrays) == 0
+    assert reshape.differing([arrays[0].at[3, 4].add(1), *arrays[1:]]) == 1
+    assert reshape.differing([*arrays[:2], arrays[2] + 1]) == 1
+    assert reshape.differing([arrays[0], reshape.made(0, leaves[1]), arrays[2]]) == 1
 
 
 @pytest.mark.slow

@@ -196,11 +196,26 @@ def test_options_that_do_not_fit_are_told(options, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_launcher_under_a_scheduler_starts_its_share(monkeypatch, tmp_path):
-    launches: list[Launch] = []
-    monkeypatch.setattr(restart, "run", lambda launch, tell: launches.append(launch) or 0)
+@pytest.fixture
+def under_slurm(monkeypatch, tmp_path):
+    """`under_slurm(variables, *options)`: what `launch.py train` would start there."""
+
+    def started(variables: dict[str, str], *options: str) -> Launch:
+        launches: list[Launch] = []
+        monkeypatch.setattr(restart, "run", lambda launch, tell: launches.append(launch) or 0)
+        for name, value in {"SLURM_JOB_ID": "1", **variables}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
+        assert cli.main([*command, *options]) == 0
+        (launch,) = launches
+        return launch
+
+    return started
+
+
+def test_a_launcher_under_a_scheduler_starts_its_share(under_slurm):
     slurm = {
-        "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "n[1-4]",
         "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
@@ -209,12 +224,7 @@ def test_a_launcher_under_a_scheduler_starts_its_share(monkeypatch, tmp_path):
         "SLURM_NODEID": "3",
         "HIP_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
     }
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
-    assert cli.main([*command, "--spawn=4", "--restarts=2"]) == 0
-    (launch,) = launches
+    launch = under_slurm(slurm, "--spawn=4", "--restarts=2")
     assert (launch.count, launch.first, launch.restarts) == (16, 12, 2)
     assert launch.coordinator == "n1:14580"
     assert launch.devices == ["0,1", "2,3", "4,5", "6,7"]
@@ -222,12 +232,11 @@ def test_a_launcher_under_a_scheduler_starts_its_share(monkeypatch, tmp_path):
     assert os.path.isabs(launch.command[0])
 
 
-@pytest.mark.parametrize("options", [["--spawn=2"], ["--spawn=2", "--coordinator=other:1"]])
-def test_launchers_that_share_a_machine_share_its_gpus(options, monkeypatch, tmp_path):
-    launches: list[Launch] = []
-    monkeypatch.setattr(restart, "run", lambda launch, tell: launches.append(launch) or 0)
+@pytest.mark.parametrize(
+    ("options", "coordinator"), [([], "n1:14580"), (["--coordinator=other:1"], "other:1")]
+)
+def test_launchers_that_share_a_machine_share_its_gpus(options, coordinator, under_slurm):
     slurm = {
-        "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "n[1-2]",
         "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
@@ -236,24 +245,15 @@ def test_launchers_that_share_a_machine_share_its_gpus(options, monkeypatch, tmp
         "SLURM_NODEID": "1",
         "HIP_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
     }
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
-    assert cli.main([*command, *options]) == 0
-    assert cli.main([*command, "--spawn=1", *options[1:]]) == 0
-    two, one = launches
+    two, one = (under_slurm(slurm, f"--spawn={n}", *options) for n in (2, 1))
     assert (two.count, two.first, two.devices) == (8, 6, ["4,5", "6,7"])
     assert (one.count, one.first, one.devices) == (4, 3, ["4,5,6,7"])
-    assert {two.coordinator, one.coordinator} == {"other:1" if options[1:] else "n1:14580"}
+    assert two.coordinator == one.coordinator == coordinator
 
 
-def test_tasks_that_see_gpus_of_their_own_take_them_all(monkeypatch, tmp_path):
+def test_tasks_that_see_gpus_of_their_own_take_them_all(under_slurm):
     """`srun --gpus-per-task=4`: what a task sees is not shared with the other one."""
-    launches: list[Launch] = []
-    monkeypatch.setattr(restart, "run", lambda launch, tell: launches.append(launch) or 0)
     slurm = {
-        "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "n1",
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",
@@ -262,14 +262,8 @@ def test_tasks_that_see_gpus_of_their_own_take_them_all(monkeypatch, tmp_path):
         "SLURM_LOCALID": "1",
         "HIP_VISIBLE_DEVICES": "4,5,6,7",
     }
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    command = ["train", "--config=experiments/zaya1_tiny.py", f"--workdir={tmp_path / 'run'}"]
-    assert cli.main([*command, "--spawn=4"]) == 0
-    assert cli.main([*command, "--spawn=2", "--local_devices=1,3"]) == 0
-    all_four, chosen = launches
-    assert all_four.devices == ["0", "1", "2", "3"] and chosen.devices == ["1", "3"]
+    assert under_slurm(slurm, "--spawn=4").devices == ["0", "1", "2", "3"]
+    assert under_slurm(slurm, "--spawn=2", "--local_devices=1,3").devices == ["1", "3"]
 
 
 def test_gpus_that_processes_cannot_share_are_told(monkeypatch, tmp_path, capsys):

@@ -233,6 +233,9 @@ def _row(
     target: Target,
     second: Kernel | str | None,
 ) -> Row:
+    problems = list(roofline.broken_limits(kernel, launch, target))
+    if call.direction == kernels.FORWARD:
+        problems += roofline.too_many_bytes(call.op, launch, target)
     counts, minimum = launch.counts, sum(launch.sizes)
     matrix = dict(counts.matrix) if counts else {}
     vector = counts.vector if counts else 0.0
@@ -248,14 +251,7 @@ def _row(
         minimum=minimum / 1e6,
         least_us=1e6 * roofline.least_seconds(matrix, vector, minimum, target),
         occupancy=roofline.occupancy(kernel, target),
-        problems=(
-            *roofline.broken_limits(kernel, launch, target),
-            *(
-                roofline.too_many_bytes(call.op, launch, target)
-                if call.direction == kernels.FORWARD
-                else ()
-            ),
-        ),
+        problems=tuple(problems),
     )
 
 

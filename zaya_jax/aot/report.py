@@ -111,10 +111,10 @@ class Launch:
         if self.counts is None:
             raise ValueError(f"{self.name}: {self.note}")
         pairs = zip(self.counts.reads, self.sizes, strict=False)
-        moved = 0.0
-        for read, size in pairs:
-            moved += min(read, caches * size) if 2 * size <= cache_bytes else read
-        return moved + self.counts.stores
+        reads = (
+            min(read, caches * size) if 2 * size <= cache_bytes else read for read, size in pairs
+        )
+        return sum(reads) + self.counts.stores
 
 
 @dataclasses.dataclass(frozen=True)

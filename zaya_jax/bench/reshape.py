@@ -5,7 +5,8 @@
 
 Each side is a process of its own with eight virtual devices, so that its peak memory is its own.
 No number is drawn: every element follows from its leaf and its place in it, and what was restored
-is compared bit for bit. Of the optimizer there is nothing but two moments of the vectors.
+is compared bit for bit. Of the optimizer there is nothing but two moments of the vectors. Memory is
+read from Linux's /proc.
 
 `python -m zaya_jax.bench.reshape SIDE CONFIG FOLDER` is one side.
 """
@@ -54,11 +55,8 @@ class Side:
     wrong: int
 
 
-def measure(experiment: Experiment, where: str | None = None) -> list[Side]:
-    """Both sides, one after the other.
-
-    Args:
-      where: a folder for the checkpoint, which is deleted; the system's for such things by default.
+def measure(experiment: Experiment) -> list[Side]:
+    """Both sides, one after the other, by a checkpoint in the system's temporary folder.
 
     Raises:
       UserError: a side failed, in its own words.
@@ -69,7 +67,7 @@ def measure(experiment: Experiment, where: str | None = None) -> list[Side]:
     )
     optim = dataclasses.replace(experiment.optim, factors=factors)
     experiment = dataclasses.replace(experiment, optim=optim, train=train)
-    with tempfile.TemporaryDirectory(prefix="zaya-reshape-", dir=where) as folder:
+    with tempfile.TemporaryDirectory(prefix="zaya-reshape-") as folder:
         sides = []
         for name, mesh in MESHES.items():
             own = config.to_dict(dataclasses.replace(experiment, mesh=mesh))
@@ -116,20 +114,11 @@ def run(name: str, experiment: Experiment, folder: Path) -> Side:
 
     layout = layout_of(experiment)
     wanted = placed_on(layout, train_state.abstract(experiment))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(wanted))
-    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(wanted))}
-
-    def make(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        if not leaf.shape:  # step, cursor and other counts
-            return jax.device_put(np.zeros((), leaf.dtype), leaf.sharding)
-        return jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda at: _values(leaf, numbers[id(leaf)], at)
-        )
-
+    leaves, structure = jax.tree.flatten(wanted)
     wrong = 0
     with closing(Checkpoints(folder, experiment, layout)) as checkpoints:
         if name == "save":
-            state = jax.tree.map(make, wanted)
+            state = jax.tree.unflatten(structure, [made(*leaf) for leaf in enumerate(leaves)])
             before, began = _held(), time.perf_counter()
             checkpoints.save(state)
             checkpoints.wait()
@@ -139,20 +128,36 @@ def run(name: str, experiment: Experiment, folder: Path) -> Side:
             before, began = _held(), time.perf_counter()
             found = checkpoints.restore()
             seconds, peak = time.perf_counter() - began, _peak()
-            pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True)
-            for number, (leaf, array) in enumerate(pairs):
-                wrong += bool(leaf.shape) and not all(
-                    np.array_equal(
-                        np.asarray(shard.data).view(np.uint8),
-                        _values(leaf, number, shard.index).view(np.uint8),
-                    )
-                    for shard in array.addressable_shards
-                )
+            wrong = differing(jax.tree.leaves(found))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     return Side(name, experiment.mesh, seconds, size, before, peak, wrong)
 
 
+def made(number: int, leaf: Any) -> Any:
+    """The array of a leaf, a `jax.ShapeDtypeStruct` with its sharding, and of its number."""
+    import jax
+
+    return jax.make_array_from_callback(
+        leaf.shape, leaf.sharding, lambda at: _values(leaf, number, at)
+    )
+
+
+def differing(arrays: list[Any]) -> int:
+    """How many of these arrays, in the order of their numbers, are not bit for bit as `made`."""
+    return sum(
+        any(
+            np.asarray(shard.data).tobytes() != _values(array, number, shard.index).tobytes()
+            for shard in array.addressable_shards
+        )
+        for number, array in enumerate(arrays)
+    )
+
+
 def _values(leaf: Any, number: int, at: tuple[slice, ...]) -> np.ndarray:
-    """What stands at some place of a leaf: small whole numbers, exact in every dtype."""
+    """What stands at some place of a leaf: small whole numbers, exact in every dtype; 0 in a leaf
+    of one number, as the step."""
+    if not leaf.shape:
+        return np.zeros((), leaf.dtype)
     ends = [place.indices(size) for place, size in zip(at, leaf.shape, strict=True)]
     total = np.full([], number, np.int64)
     for axis, (start, stop, _) in enumerate(ends):

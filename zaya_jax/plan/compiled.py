@@ -194,18 +194,18 @@ def _activations(
     matrices: list[tuple[tuple[int, ...], int]] = []
     for leaf in case.leaves:
         *stack, a, b = (1, *leaf.declared.shape)[-max(len(leaf.declared.shape), 2) :]
-        size = case.sizes["fsdp"]
-        divided = [(a, b)] + [(x, y) for x, y in ((a // size, b), (a, b // size)) if x and y]
+        ways = case.sizes["fsdp"]
+        divided = [(x, y) for x, y in ((a, b), (a // ways, b), (a, b // ways)) if x and y]
         matrices += [(tuple(sorted(pair)), math.prod(stack)) for pair in divided]
     pairs = key_heads(case) * case.experiment.model.attention.head_dim
     for one in found:
-        for dtype, shape in one.shapes:
-            small = math.prod(shape) * BYTES.get(dtype, 4) <= _SMALL
-            if one.kind != GATHER or small or not dtype.startswith(("f", "bf")):
+        for dtype, shape in one.shapes if one.kind == GATHER else ():
+            size = math.prod(shape)
+            if size * BYTES.get(dtype, 4) <= _SMALL or not dtype.startswith(("f", "bf")):
                 continue
-            if one.axes == ("context",) and math.prod(shape) % pairs == 0:
-                if math.prod(shape) <= 2 * pairs * case.rows * case.length:
-                    continue
+            of_pairs = size % pairs == 0 and size <= 2 * pairs * case.rows * case.length
+            if one.axes == ("context",) and of_pairs:
+                continue
             if not any(_made_of(shape, pair, stack) for pair, stack in matrices):
                 yield shape, one.axes
 

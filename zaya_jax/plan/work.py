@@ -64,8 +64,8 @@ def work(case: Case) -> Work:
 
     Layers: costs' model FLOPs but for the head's; forward once more under remat (under `dots`
     attention and experts; what the kernels of the mix and the router do again, 6% of that, is left
-    out). Head: 2 V D a
-    token forward, twice that backward, and the logits once more. Optimizer: `newton_schulz`.
+    out). Head: 2 V D a token forward, twice that backward, and the logits once more. Optimizer:
+    `newton_schulz`.
     """
     experiment, model = case.experiment, case.experiment.model
     tokens = case.tokens * case.microbatches

@@ -61,12 +61,26 @@ def of_all_lengths() -> Iterator[Conversation]:
     yield from _chats(OF_ALL_LENGTHS)
 
 
-def _chats(parameters: dict[str, int]) -> Iterator[Conversation]:
-    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **parameters)
-    tasks: Iterator[Task] = (puzzles.task(FIRST + number) for number in range(COUNT))
-    for source in (TASKS, LONGER_TASKS):
+def sums(parameters: dict[str, int], numbers: range, *sources: str) -> Iterator[Task]:
+    """The sums of these numbers behind `FIRST`, but for those that a source holds out.
+
+    Args:
+      parameters: of reasoning-gym's environment.
+      numbers: from 0; a sum follows from its own number alone.
+      sources: whose first `HELDOUT` held-out tasks are left out.
+
+    Raises:
+      UserError: reasoning-gym is not installed.
+    """
+    puzzles = Environment(NAME, seed=0, size=FIRST + numbers.stop, **parameters)
+    tasks: Iterator[Task] = (puzzles.task(FIRST + number) for number in numbers)
+    for source in sources:
         tasks = unseen(tasks, [(source, 1.0)], HELDOUT)
-    for task in tasks:
+    return tasks
+
+
+def _chats(parameters: dict[str, int]) -> Iterator[Conversation]:
+    for task in sums(parameters, range(COUNT), TASKS, LONGER_TASKS):
         number = int(task.name) - FIRST
         expression = task.metadata["entry"]["metadata"]["expression"]
         answer = {"role": "assistant", "content": f"<answer>{hasty(expression)}</answer>"}

@@ -21,15 +21,13 @@ import numpy as np
 from zaya_jax.data import aggregate
 from zaya_jax.data.readers import Conversation
 from zaya_jax.rl import demonstrations as demonstrations_lib
-from zaya_jax.rl.demonstrations import FIRST, worked_out
-from zaya_jax.rl.questions import unseen
+from zaya_jax.rl.demonstrations import FIRST, sums, worked_out
 from zaya_jax.rl.rewards.interface import Task
-from zaya_jax.rl.rewards.reasoning_gym import Environment
 
-NAME = "chain_sum"
 PARAMETERS, TASKS = demonstrations_lib.LONGER, demonstrations_lib.LONGER_TASKS
+HELDOUT = demonstrations_lib.HELDOUT
 TEMPLATE = Path(__file__).with_suffix(".jinja")
-COUNT, ASKED, HELDOUT = 24_000, 1_000, 512
+COUNT, ASKED = 24_000, 1_000
 AGGREGATED = 0.5
 """Share of the demonstrations that go on with attempts."""
 ATTEMPTS = (2, 4)
@@ -60,9 +58,7 @@ def short() -> Iterator[Conversation]:
 
 
 def _chats(tasks: str, parameters: dict[str, int], aggregated: float) -> Iterator[Conversation]:
-    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT, **parameters)
-    found = (puzzles.task(FIRST + number) for number in range(COUNT))
-    for task in unseen(found, [(tasks, 1.0)], HELDOUT):
+    for task in sums(parameters, range(COUNT), tasks):
         number = int(task.name) - FIRST
         generator = np.random.default_rng(number)
         prompt, work = task.prompt, worked_out(_expression(task))
@@ -83,9 +79,7 @@ def _chats(tasks: str, parameters: dict[str, int], aggregated: float) -> Iterato
 def tasks() -> Iterator[Task]:
     """Sums to go on with, about a thousand: aggregation as `rl.tasks` of a stage. None of them is a
     held-out one."""
-    puzzles = Environment(NAME, seed=0, size=FIRST + COUNT + ASKED, **PARAMETERS)
-    found = (puzzles.task(FIRST + number) for number in range(COUNT, COUNT + ASKED))
-    for task in unseen(found, [(TASKS, 1.0)], HELDOUT):
+    for task in sums(PARAMETERS, range(COUNT, COUNT + ASKED), TASKS):
         generator = np.random.default_rng(int(task.name) - FIRST)
         tails = attempts(_expression(task), generator)
         yield dataclasses.replace(task, prompt=shown(task, tails), source="aggregation")
