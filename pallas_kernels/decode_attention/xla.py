@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import dispatch
 from pallas_kernels.decode_attention import reference
 
 CHUNK = 128  # positions
@@ -50,9 +51,8 @@ def decode_attention(
     first, end = reference.attended(lengths, start, window)
 
     def whole():
-        return reference.decode_attention(
-            q, k_cache, v_cache, lengths, window=window, scale=scale, start=start
-        )
+        everything = k_cache, v_cache, jnp.arange(T)
+        return _visit(q, k_cache.shape[1], lambda _: everything, first, end, (0, 1), scale)
 
     if T <= CHUNK_COST * CHUNK or k_cache.size <= SMALL:
         return whole()
@@ -126,8 +126,7 @@ def _visit(q, K, load, first, end, chunks, scale):
         k, v, position = load(j)
         visible = (position >= first[:, None]) & (position < end[:, None])
         visible = visible[:, None, None]
-        scores = jnp.einsum("bkgc,bktc->bkgt", grouped, k, preferred_element_type=compute)
-        scores = jnp.where(visible, scores * scale, lowest)
+        scores = jnp.where(visible, _scores(grouped, k, compute) * scale, lowest)
         new_max = jnp.maximum(row_max, scores.max(-1, keepdims=True))
         # Unlike in training, a row may see nothing at all: its sum has to stay 0.
         p = jnp.where(visible, jnp.exp(scores - new_max), 0)
@@ -142,3 +141,16 @@ def _visit(q, K, load, first, end, chunks, scale):
     out, _, row_sum = lax.fori_loop(chunks[0], chunks[1], visit, (out, column + lowest, column))
     out = out / jnp.where(row_sum > 0, row_sum, 1)
     return out.reshape(B, H, C).astype(q.dtype)
+
+
+def _scores(grouped: jax.Array, keys: jax.Array, compute: jnp.dtype) -> jax.Array:
+    """[B, K, G, C] and [B, K, n, C] to [B, K, G, n].
+
+    XLA:CPU takes twice as long where both operands are contracted over their last axis. So the
+    small one is transposed, and then the result (the barriers keep XLA from undoing that).
+    """
+    if dispatch.platform() != "cpu":
+        return jnp.einsum("bkgc,bktc->bkgt", grouped, keys, preferred_element_type=compute)
+    queries = lax.optimization_barrier(grouped.swapaxes(2, 3))
+    scores = jnp.einsum("bktc,bkcg->bktg", keys, queries, preferred_element_type=compute)
+    return lax.optimization_barrier(scores).swapaxes(2, 3)

@@ -52,7 +52,7 @@ def lay_out(index: jax.Array, num_experts: int, rows: int) -> Layout:
     counts = _total(run[:, None] == jnp.arange(num_experts + 1, dtype=jnp.int32))
     stop = jnp.cumsum(counts, dtype=jnp.int32)
     start = stop - counts
-    tiles_of_run = lax.div(counts + (rows - 1), rows)
+    tiles_of_run = lax.div(counts + (rows - 1), jnp.int32(rows))
     end = jnp.cumsum(tiles_of_run, dtype=jnp.int32)
     begin = end - tiles_of_run
 

@@ -1,97 +1,75 @@
 """The experts by sorting: portable, dropless, and only the work that was routed.
 
-Assignments (token, choice) are sorted by expert, so each expert owns a run of rows. The first
-`capacity` rows of all runs go through one batched matmul over the experts, which reads every
-weight in place. What does not fit goes through a loop of `block` rows each, as many turns as the
-data needs. With a capacity near the mean the loop is short; with a capacity of 0 (decode) the loop
-is everything, and only the chosen experts' weights are read.
+Assignments (token, choice) are sorted by expert, so each expert owns a run of rows, and runs are
+cut into tiles (`layout.py`). A loop visits as many tiles as the data needs; each is computed at the
+smallest of a few sizes that holds it, so that uneven loads, and experts with a handful of tokens,
+cost little padding. Few assignments (decoding) have tiles of one size, whatever the data.
 
 All movement between token order and expert order is a gather, forward and backward: a permutation
 has an inverse, so nothing needs a scatter-add. The backward pass is our own: autodiff would keep
 each turn's intermediates and scatter each turn's weight gradient into a fresh [E, D, 2F].
+
+Made for CPUs, where a tile's size is chosen by a branch of the program at no cost. A GPU that has
+to fall back to this form waits for the host at every turn.
 """
 
 from __future__ import annotations
 
-import math
+import bisect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.grouped_matmul.layout import Layout, lay_out
 from pallas_kernels.grouped_matmul.streaming import matmul, matmul_transposed
 
+FEW = 64  # assignments up to which tiles have one size: results do not depend on how many share one
+SIZES = (32, 64, 96, 128, 192, 256)  # rows of a tile, where there are more
 
-class Routing(NamedTuple):
-    """Where each row is; N = T * k assignments, C = capacity, all integers.
 
-    `slot` and `row_of_slot` are inverse to each other between the N sorted rows and the E * C rows
-    of the batched matmul, as `order` and `position` are between assignments and sorted rows.
+class Tiles(NamedTuple):
+    """The rows of the experts and their tiles; N = T * k assignments, M = rows of the largest tile.
+
+    layout: order and tiles, see `layout.py`.
+    count: [] tiles that have an expert; they come first.
+    token: [N + M] sorted row -> token; behind N any.
+    position: [T, k] assignment -> sorted row, or N + M where no expert was asked for.
     """
 
-    order: jax.Array  # [N] sorted row -> assignment
-    position: jax.Array  # [T, k] assignment -> sorted row
-    slot: jax.Array  # [N + block] sorted row -> slot in [E * C], or E * C if it has none
-    row_of_slot: jax.Array  # [E, C] slot -> sorted row, or N if it is empty
-    turns: jax.Array  # [] turns of the loop
-    owner: jax.Array  # [max turns] turn -> expert
-    first: jax.Array  # [max turns] turn -> its first sorted row
-    stop: jax.Array  # [max turns] turn -> one past the last row of its expert
+    layout: Layout
+    count: jax.Array
+    token: jax.Array
+    position: jax.Array
 
 
 def experts(
     x: jax.Array, index: jax.Array, weight: jax.Array, gate_up: jax.Array, down: jax.Array
 ) -> jax.Array:
     """See `pallas_kernels.grouped_matmul.experts`."""
+    if index.size == 0 or gate_up.shape[0] == 0:
+        return jnp.zeros_like(x)
     return _experts(x, index, weight, gate_up, down)
 
 
-def tiling(assignments: int, num_experts: int) -> tuple[int, int]:
-    """`(capacity, block)` for N assignments: rows an expert has in the batch, rows of one turn."""
-    if assignments <= 64:  # decode: about a turn for each chosen expert, and little padding
-        return 0, min(4 if assignments <= 16 else 8, assignments)
-    mean = assignments / num_experts
-    # A balanced router gives each expert mean +- sqrt(mean) rows. A turn pays for moving its
-    # expert's weights, and in the backward pass their gradient: long ones pay once for more rows.
-    block = 128 if mean >= 64 else 32
-    return 8 * math.ceil((mean + 1.5 * math.sqrt(mean)) / 8), block
+def tile_sizes(assignments: int) -> tuple[int, ...]:
+    """Rows that a tile of one of N assignments may have, ascending."""
+    if assignments <= FEW:  # decode: about a tile for each chosen expert
+        return (min(4 if assignments <= 16 else 8, max(1, assignments)),)
+    return SIZES[: 1 + bisect.bisect_left(SIZES, assignments)]
 
 
-def route(index: jax.Array, num_experts: int, capacity: int, block: int) -> Routing:
-    """Sorts the assignments `index` [T, k] by expert and lays out batch and loop."""
-    flat = index.reshape(-1)
-    size = flat.shape[0]
-    key = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts)
-    assignment = jnp.arange(size, dtype=jnp.int32)
-    key, order = lax.sort((key.astype(jnp.int32), assignment), num_keys=1)
-    _, position = lax.sort((order, assignment), num_keys=1)
-    bounds = _searchsorted(key, jnp.arange(num_experts + 1), "left")
-    start, end = bounds[:-1], bounds[1:]
-
-    row = jnp.arange(size + block, dtype=jnp.int32)
-    owner_of_row = jnp.minimum(key, num_experts - 1)[jnp.minimum(row, size - 1)]
-    column = row - start[owner_of_row]
-    in_batch = (row < end[owner_of_row]) & (column < capacity)
-    slot = jnp.where(in_batch, owner_of_row * capacity + column, num_experts * capacity)
-    row_of_slot = start[:, None] + jnp.arange(capacity, dtype=jnp.int32)
-    row_of_slot = jnp.where(row_of_slot < end[:, None], row_of_slot, size)
-
-    # Turn i belongs to the first expert whose cumulative number of turns exceeds i.
-    turns = -(-jnp.maximum(end - start - capacity, 0) // block)
-    last = jnp.cumsum(turns)
-    turn = jnp.arange(size // block + min(num_experts, size), dtype=jnp.int32)
-    owner = jnp.minimum(_searchsorted(last, turn, "right"), num_experts - 1)
-    first = start[owner] + capacity + (turn - (last - turns)[owner]) * block
-    position = position.reshape(index.shape)
-    return Routing(order, position, slot, row_of_slot, last[-1], owner, first, end[owner])
-
-
-def take(rows: jax.Array, at: jax.Array) -> jax.Array:
-    """`rows[at]` along the first axis, zero where `at` is past the end."""
-    if rows.shape[0] == 0:
-        return jnp.zeros(at.shape + rows.shape[1:], rows.dtype)
-    return rows.at[at].get(mode="fill", fill_value=0)
+def cut(index: jax.Array, num_experts: int) -> Tiles:
+    """Sorts the assignments `index` [T, k] by expert and cuts them into tiles."""
+    largest = tile_sizes(index.size)[-1]
+    layout = lay_out(index, num_experts, largest)
+    count = jnp.sum(layout.tiles[:, 0] < num_experts, dtype=jnp.int32)
+    token = jnp.pad(lax.div(layout.order, jnp.int32(index.shape[1])), (0, largest))
+    position = jnp.argsort(layout.order).astype(jnp.int32).reshape(index.shape)
+    asked = (index >= 0) & (index < num_experts)
+    return Tiles(layout, count, token, jnp.where(asked, position, index.size + largest))
 
 
 def swiglu(z: jax.Array) -> jax.Array:
@@ -105,64 +83,59 @@ def _experts(x, index, weight, gate_up, down):
 
 
 def _forward(x, index, weight, gate_up, down):
-    num_experts, choices = gate_up.shape[0], index.shape[1]
-    capacity, block = tiling(index.size, num_experts)
-    routing = route(index, num_experts, capacity, block)
-    token = jnp.append(routing.order // choices, x.shape[0])  # of a sorted row; T past the end
+    tiles = cut(index, gate_up.shape[0])
+    rows = len(tiles.token)
 
-    z = jnp.einsum("ecd,edf->ecf", take(x, token[routing.row_of_slot]), gate_up)
-    batch = jnp.einsum("ecf,efd->ecd", swiglu(z), down)
-    y = take(batch.reshape(-1, x.shape[1]), routing.slot)
+    def tile(size, expert, first, stop):
+        token, _ = _tokens(tiles, size, first, stop)
+        z = matmul(x[token], gate_up, expert)
+        return (z, matmul(swiglu(z), down, expert)), ()
 
-    def turn(i, y):
-        at, valid, expert = _turn(routing, i, block)
-        h = swiglu(matmul(take(x, token[at]), gate_up, expert))
-        return _put(y, matmul(h, down, expert), routing.first[i], valid)
+    def turn(i, carry):
+        return _put(carry, _at_size(tiles, i, tile)[0], tiles.layout.tiles[i, 1])
 
-    y = lax.fori_loop(0, routing.turns, turn, y)
-    y = (y[routing.position] * weight[..., None]).sum(1).astype(x.dtype)
-    return y, (x, weight, gate_up, down, routing, z)
+    # Of z nothing remains but for the backward pass: where there is none, XLA drops it.
+    empty = (jnp.zeros((rows, gate_up.shape[2]), x.dtype), jnp.zeros((rows, x.shape[1]), x.dtype))
+    z, y = lax.fori_loop(0, tiles.count, turn, empty)
+    y = (_take(y, tiles.position) * weight[..., None]).sum(1).astype(x.dtype)
+    return y, (x, weight, gate_up, down, tiles, z)
 
 
 def _backward(saved, dy):
-    x, weight, gate_up, down, routing, z = saved
-    capacity, block = tiling(weight.size, gate_up.shape[0])
+    x, weight, gate_up, down, tiles, z = saved
     accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    token = jnp.append(routing.order // weight.shape[1], x.shape[0])
-    probability = jnp.append(weight.reshape(-1)[routing.order], 0)  # of a sorted row
+    probability = weight.reshape(-1)[tiles.layout.order]  # of a sorted row
+    probability = jnp.pad(probability, (0, len(tiles.token) - len(probability)))
 
-    def glu_backward(z, dy_down, p):
-        """Gradients of z and p, and h * p, given dy @ down.T of the rows before p multiplies."""
-        h, pull = jax.vjp(swiglu, z)
-        dp = (h * dy_down).sum(-1, dtype=accumulator)
-        (dz,) = pull((dy_down * p[..., None]).astype(z.dtype))
-        return dz, dp, (h * p[..., None]).astype(z.dtype)
-
-    rows, p = token[routing.row_of_slot], probability[routing.row_of_slot]
-    dy_batch = take(dy, rows)
-    dz, dp, h = glu_backward(z, jnp.einsum("ecd,efd->ecf", dy_batch, down), p)
-    d_down = jnp.einsum("ecf,ecd->efd", h, dy_batch, preferred_element_type=accumulator)
-    d_gate_up = jnp.einsum("ecd,ecf->edf", take(x, rows), dz, preferred_element_type=accumulator)
-    dx = jnp.einsum("ecf,edf->ecd", dz, gate_up)
-    dx = take(dx.reshape(-1, x.shape[1]), routing.slot)
-    dp = take(dp.reshape(-1), routing.slot)
+    def tile(size, expert, first, stop):
+        # Rows behind the run's end are 0 in all operands: they add nothing to its gradients.
+        token, valid = _tokens(tiles, size, first, stop)
+        token = jnp.where(valid, token, len(x))
+        x_rows, dy_rows = _take(x, token), _take(dy, token)
+        p = lax.dynamic_slice_in_dim(probability, first, size)[:, None]
+        h, pull = jax.vjp(swiglu, lax.dynamic_slice_in_dim(z, first, size))
+        dh = matmul_transposed(dy_rows, down, expert)
+        dp = (h * dh).sum(-1, dtype=accumulator)
+        (dz,) = pull((dh * p).astype(z.dtype))
+        dz, h = jnp.where(valid[:, None], dz, 0), jnp.where(valid[:, None], h * p, 0)
+        d_gate_up = jnp.dot(x_rows.T, dz, preferred_element_type=accumulator)
+        d_down = jnp.dot(h.astype(z.dtype).T, dy_rows, preferred_element_type=accumulator)
+        return (matmul_transposed(dz, gate_up, expert), dp), (d_gate_up, d_down)
 
     def turn(i, carry):
-        dx, dp, d_gate_up, d_down = carry
-        at, valid, expert = _turn(routing, i, block)
-        x_rows, dy_rows = take(x, token[at]), take(dy, token[at])
-        z = matmul(x_rows, gate_up, expert)
-        dz, dp_rows, h = glu_backward(z, matmul_transposed(dy_rows, down, expert), probability[at])
-        d_gate_up = _accumulate(d_gate_up, expert, x_rows, dz)
-        d_down = _accumulate(d_down, expert, h, dy_rows)
-        dx = _put(dx, matmul_transposed(dz, gate_up, expert), routing.first[i], valid)
-        return dx, _put(dp, dp_rows, routing.first[i], valid), d_gate_up, d_down
+        rows, sums = carry
+        expert, first, _ = tiles.layout.tiles[i]
+        new, more = _at_size(tiles, i, tile)
+        return _put(rows, new, first), tuple(map(_add_at, sums, (expert, expert), more))
 
-    dx, dp, d_gate_up, d_down = lax.fori_loop(0, routing.turns, turn, (dx, dp, d_gate_up, d_down))
+    dx = jnp.zeros((len(tiles.token), x.shape[1]), x.dtype)
+    dp = jnp.zeros(len(tiles.token), accumulator)
+    sums = tuple(jnp.zeros(w.shape, accumulator) for w in (gate_up, down))
+    (dx, dp), (d_gate_up, d_down) = lax.fori_loop(0, tiles.count, turn, ((dx, dp), sums))
     return (
-        dx[routing.position].sum(1),
+        _take(dx, tiles.position).sum(1),
         None,
-        dp[routing.position].astype(weight.dtype),
+        _take(dp, tiles.position).astype(weight.dtype),
         d_gate_up.astype(gate_up.dtype),
         d_down.astype(down.dtype),
     )
@@ -171,28 +144,47 @@ def _backward(saved, dy):
 _experts.defvjp(_forward, _backward)
 
 
-def _searchsorted(sorted_keys: jax.Array, values: jax.Array, side: str) -> jax.Array:
-    """As jnp's, by comparing all: tables are small, and a binary search is a slow loop on CPU."""
-    found = jnp.searchsorted(sorted_keys, values, side=side, method="compare_all")
-    return found.astype(jnp.int32)
+def _at_size(tiles: Tiles, i: jax.Array, tile: Callable):
+    """`(rows, sums)` of `tile(size, expert, first, stop)` at the smallest size that holds tile i;
+    the rows are padded to the largest size, for a program's branches give the same shapes."""
+    sizes = tile_sizes(tiles.position.size)
+    expert, first, stop = tiles.layout.tiles[i]
+    if len(sizes) == 1:
+        return tile(sizes[0], expert, first, stop)
+
+    def branch(size: int):
+        def run(*place):
+            rows, sums = tile(size, *place)
+            pad = lambda x: [(0, sizes[-1] - size)] + [(0, 0)] * (x.ndim - 1)  # noqa: E731
+            return tuple(jnp.pad(x, pad(x)) for x in rows), sums
+
+        return run
+
+    choice = jnp.sum(stop - first > jnp.asarray(sizes[:-1]))
+    return lax.switch(choice, [branch(size) for size in sizes], expert, first, stop)
 
 
-def _turn(routing: Routing, i: jax.Array, block: int):
-    """Turn i's sorted rows [block] (N where the run has ended), which are valid, its expert."""
-    row = routing.first[i] + jnp.arange(block, dtype=jnp.int32)
-    valid = row < routing.stop[i]
-    return jnp.where(valid, row, routing.order.shape[0]), valid, routing.owner[i]
+def _tokens(tiles: Tiles, size: int, first, stop) -> tuple[jax.Array, jax.Array]:
+    """The tokens of sorted rows `first`, `first + 1`, ..., and which of them are before `stop`."""
+    token = lax.dynamic_slice_in_dim(tiles.token, first, size)
+    return token, first + jnp.arange(size, dtype=jnp.int32) < stop
 
 
-def _put(rows: jax.Array, new: jax.Array, first: jax.Array, valid: jax.Array) -> jax.Array:
-    """Overwrites `rows[first:]` with the valid rows of `new`, in place inside a loop."""
-    old = lax.dynamic_slice_in_dim(rows, first, new.shape[0])
-    valid = valid.reshape(-1, *[1] * (new.ndim - 1))
-    return lax.dynamic_update_slice_in_dim(rows, jnp.where(valid, new, old), first, 0)
+def _take(rows: jax.Array, at: jax.Array) -> jax.Array:
+    """`rows[at]` along the first axis, zero where `at` is past the end."""
+    return rows.at[at].get(mode="fill", fill_value=0)
 
 
-def _accumulate(gradient: jax.Array, expert: jax.Array, left: jax.Array, right: jax.Array):
-    """`gradient[expert] += left.T @ right`, in place inside a loop."""
-    update = jnp.einsum("br,bc->rc", left, right, preferred_element_type=gradient.dtype)
+def _put(arrays, new, first):
+    """Overwrites rows from `first` on, in place inside a loop. What a tile has behind the end of
+    its run is overwritten by the next tile, or read by nobody."""
+    return tuple(
+        lax.dynamic_update_slice_in_dim(a, n.astype(a.dtype), first, 0)
+        for a, n in zip(arrays, new, strict=True)
+    )
+
+
+def _add_at(gradient: jax.Array, expert: jax.Array, more: jax.Array) -> jax.Array:
+    """`gradient[expert] += more`, in place inside a loop."""
     old = lax.dynamic_index_in_dim(gradient, expert, keepdims=False)
-    return lax.dynamic_update_index_in_dim(gradient, old + update, expert, 0)
+    return lax.dynamic_update_index_in_dim(gradient, old + more, expert, 0)

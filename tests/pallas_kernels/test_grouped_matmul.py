@@ -177,16 +177,24 @@ def test_no_expert_table_is_copied_or_scattered_into():
     assert not [line for line in lines if " copy(" in line and any(t in line for t in tables)]
 
 
-def test_turns_are_bounded_by_the_layout():
-    """However tokens crowd, the loop's table has room for every turn."""
-    route = jax.jit(xla.route, static_argnums=(1, 2, 3))
-    for tokens in (65, 257):
-        capacity, block = xla.tiling(tokens, 5)
-        for index in (np.full(tokens, 2), np.arange(tokens) % 2 * 4, np.arange(tokens) % 5):
-            routing = route(jnp.asarray(index)[:, None], 5, capacity, block)
-            assert 0 <= int(routing.turns) <= routing.owner.shape[0]
-            covered = (np.bincount(index, minlength=5) - capacity).clip(0)
-            assert int(routing.turns) == (-(-covered // block)).sum()
+@pytest.mark.parametrize("tokens", [1, 16, 64, 65, 257, 600])
+def test_the_portable_form_has_a_tile_for_every_row(tokens):
+    """However tokens crowd; and uneven loads cost little padding, for a tile has a size of its own.
+    Few tokens have one size of tile, so that no token's tile depends on where others go."""
+    sizes = xla.tile_sizes(tokens)
+    assert list(sizes) == sorted(set(sizes)) and (tokens > xla.FEW or len(sizes) == 1)
+    for index in (np.full(tokens, 2), np.arange(tokens) % 2 * 4, np.arange(tokens) % 6):
+        tiles = jax.jit(xla.cut, static_argnums=1)(jnp.asarray(index)[:, None], 5)
+        loads = np.bincount(index, minlength=6)[:5]
+        assert int(tiles.count) == (-(-loads // sizes[-1])).sum()
+        _, first, stop = np.asarray(tiles.layout.tiles)[: int(tiles.count)].T
+        computed = np.array(sizes)[np.searchsorted(sizes, np.minimum(stop - first, sizes[-1]))]
+        assert (first + computed <= len(tiles.token)).all()
+        if tokens > xla.FEW:
+            assert computed.sum() - loads.sum() < 5 * 64
+        asked = np.asarray(tiles.position)[index < 5]
+        assert sorted(asked[:, 0]) == list(range(loads.sum()))
+        assert (np.asarray(tiles.position)[index == 5] >= tokens).all()
 
 
 @pytest.mark.parametrize("tokens, choices", [(1, 1), (5, 2), (65, 1), (300, 1), (200, 2)])

@@ -31,7 +31,7 @@ from zaya_jax.load import Loaded
 LARGEST_INVARIANT = 64
 """Choices of experts in a step (rows times the router's top_k) up to which the portable form of the
 experts computes every token in a tile of one shape; see
-`pallas_kernels.grouped_matmul.xla.tiling`."""
+`pallas_kernels.grouped_matmul.xla.tile_sizes`."""
 
 
 @dataclasses.dataclass(frozen=True)
