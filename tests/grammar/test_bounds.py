@@ -75,6 +75,26 @@ def test_a_grammar_that_is_too_large_is_refused(grammar, says):
         bounds.check_lark(grammar)
 
 
+@pytest.mark.parametrize("piece", ["a", '"', r"\"", " ", "%json "])
+def test_a_grammar_is_read_in_time_that_grows_with_its_length(piece):
+    """A pattern that goes back, or begins anew, at each character takes minutes for some."""
+    bounds.check_lark('"' + piece * (2**17 // len(piece) - 1))
+    bounds.check_lark(piece * (2**17 // len(piece)))
+
+
+def test_a_schema_is_read_once_however_many_of_its_places_are_named(monkeypatch):
+    walk, walked = bounds._walk, []
+    monkeypatch.setattr(bounds, "_walk", lambda value: walked.append(value) or walk(value))
+    bounds.check_schema({"$defs": {f"a{i}": {"$ref": f"urn:{i}"} for i in range(250)}})
+    assert len(walked) == 1
+
+
+def test_what_is_not_closed_is_no_text_whose_brackets_do_not_count():
+    with pytest.raises(UserError, match="nested"):
+        bounds.check_lark('start: "' + "(" * 100 + "\nx: " + ")" * 100)
+    bounds.check_lark('start: "a" "' + "(" * 100 + '"')
+
+
 def test_brackets_in_texts_are_no_depth():
     bounds.check_lark("start: " + " ".join('"(((("' for _ in range(100)))
     bounds.check_text(r"\(" * 500)

@@ -239,6 +239,43 @@ def test_too_many_sequences_are_refused_before_anything_is_encoded(app, monkeypa
         assert (status in (400, 429)) and "sequences" in error["message"]
 
 
+def test_a_model_without_a_tokenizer_solves_nothing(folder):
+    from zaya_jax.infer.engine import Engine, Options
+    from zaya_jax.load import load
+    from zaya_jax.serve.app import create_app
+    from zaya_jax.serve.form import Form
+    from zaya_jax.serve.service import Service
+
+    loaded = dataclasses.replace(load(folder), tokenizer=None)
+    options = Options(rows=2, page=32, chunks=(64,), pool_bytes=10**7)
+    service = Service(Engine(loaded, options), Form(loaded), Settings("tiny", local=False))
+    rsa = {"population": 2, "candidates": 1, "rounds": 1, "tail": 4, "budget": 6}
+    for body in (HI | {"rsa": rsa}, HI | {"rsa": {}}, HI | {"rsa": rsa, "stream": True}, HI):
+        status, error = ask(create_app(service), CHAT, body)
+        assert status == 400 and "this model has no tokenizer" in error["message"]
+    assert service.gate.inside == service.solving.inside == 0
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "properties": {"p": {"type": "string", "pattern": "[" * 100_000}}},
+        {"type": "object", "properties": {f"p{i}": {"enum": ["a"]} for i in range(20_000)}},
+    ],
+)
+def test_tools_do_not_hold_up_the_server(app, parameters):
+    function = {"name": "f", "parameters": parameters, "strict": True}
+    body = HI | {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    status, error = ask(app, CHAT, body)
+    assert status == 400 and error["message"].startswith("tools: f: parameter")
+    assert app.state.service.gate.inside == 0
+
+
+def test_a_grammar_of_one_long_name_does_not_hold_up_the_server(app):
+    body = HI | {"response_format": {"type": "grammar", "grammar": "a" * 131_000}}
+    assert ask(app, CHAT, body)[0] == 400
+
+
 @pytest.mark.parametrize(
     ("rsa", "says"),
     [

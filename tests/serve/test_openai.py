@@ -33,6 +33,32 @@ def client(server):
         yield client
 
 
+def test_the_server_knows_all_that_the_client_may_send():
+    from openai.types import chat, completion_create_params
+
+    from zaya_jax.serve import schema
+
+    chats, texts = chat.completion_create_params, completion_create_params
+    for asked, known in (
+        (chats.CompletionCreateParamsStreaming, schema.ChatRequest),
+        (texts.CompletionCreateParamsStreaming, schema.CompletionRequest),
+    ):
+        assert set(asked.__annotations__) <= set(known.model_fields)
+
+
+def test_what_changes_nothing_is_ignored_and_what_is_not_here_is_refused(client):
+    answer = client.chat.completions.create(
+        model="tiny", messages=HI, max_tokens=2, reasoning_effort="max",
+        prompt_cache_key="x", prompt_cache_retention="24h",
+        prompt_cache_options={"mode": "explicit", "ttl": "30m"},
+    )  # fmt: skip
+    assert answer.usage.completion_tokens == 2
+    with pytest.raises(openai.BadRequestError, match="moderation: is not supported"):
+        client.chat.completions.create(
+            model="tiny", messages=HI, moderation={"model": "omni-moderation-latest"}
+        )
+
+
 def test_models_are_listed(client):
     (model,) = client.models.list().data
     assert (model.id, model.object) == ("tiny", "model")

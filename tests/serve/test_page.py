@@ -116,8 +116,8 @@ def test_a_chat_by_keyboard(tab, server):
     tab.keyboard.press("Enter")
     expect(tab.locator(".turn.assistant")).to_have_count(2)
     expect(tab.locator("#send")).to_have_text("Send")
-    tab.click("#again")
-    expect(tab.locator("#send")).to_have_text("Stop")
+    with tab.expect_response("**/v1/chat/completions"):
+        tab.click("#again")
     expect(tab.locator("#send")).to_have_text("Send")
     assert tab.locator(".turn").count() == 4
     tab.click("#clear")
@@ -207,6 +207,52 @@ def test_reasoning_is_seen_while_it_is_written_and_can_be_stopped(tab):
     tab.keyboard.press("Escape")
     tab.wait_for_selector(".end:has-text('stopped')")
     assert tab.is_hidden("#fault")
+
+
+def script(tab, *answers):
+    """Has the page hear these in place of a server, one for each question: a text, or None for a
+    failure. `window.sent` has the conversations that it sends."""
+    tab.evaluate(
+        """answers => {
+          window.sent = [];
+          window.fetch = async (url, options) => {
+            window.sent.push(JSON.parse(options.body).messages.map(turn => turn.content));
+            const said = answers.shift();
+            if (said === null)
+              return new Response('{"error": {"message": "no room"}}', { status: 429 });
+            const event = { choices: [{ index: 0, delta: { content: said } }] };
+            return new Response('data: ' + JSON.stringify(event) + '\\n\\ndata: [DONE]\\n\\n');
+          };
+        }""",
+        list(answers),
+    )
+
+
+def test_again_asks_the_last_question_once_whatever_became_of_those_before(tab):
+    script(tab, None, "two", "two!", None, "three", "")
+
+    def said(count):
+        expect(tab.locator("#send")).to_have_text("Send")
+        sent = tab.evaluate("window.sent")
+        assert len(sent) == count
+        return sent[-1]
+
+    def ask(text, count):
+        tab.fill("#question", text)
+        tab.keyboard.press("Enter")
+        return said(count)
+
+    def again(count):
+        tab.click("#again")
+        return said(count)
+
+    assert ask("1?", 1) == ["1?"]  # fails
+    assert ask("2?", 2) == ["2?"]
+    assert again(3) == ["2?"]
+    assert ask("3?", 4) == ["2?", "two!", "3?"]  # fails
+    assert again(5) == ["2?", "two!", "3?"]
+    assert again(6) == ["2?", "two!", "3?"]  # says nothing
+    assert tab.locator(".turn.user").all_inner_texts() == ["1?", "2?", "3?"]
 
 
 def test_a_run_of_rsa_is_watched(tab):

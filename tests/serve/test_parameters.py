@@ -9,8 +9,8 @@ from zaya_jax.data.tokenizer import train_bpe
 from zaya_jax.infer.engine import Constraint
 from zaya_jax.infer.engine.grammar import Grammars
 from zaya_jax.serve.errors import ApiError
-from zaya_jax.serve.parameters import Unbound, alternatives, kinds_of
-from zaya_jax.serve.tools import grammar_of_calls, value_of
+from zaya_jax.serve.parameters import Unbound, _open, alternatives, kinds_of
+from zaya_jax.serve.tools import check_sizes, grammar_of_calls, value_of
 
 TOKENIZER = train_bpe(["some words"], 300, SPECIAL_TOKENS)
 GRAMMARS = Grammars(TOKENIZER, TOKENIZER.vocab_size, frozenset([TOKENIZER.eos_id]))
@@ -67,6 +67,8 @@ def test_a_call_keeps_to_the_schema_of_its_parameter(schema, good, bad):
         {"type": "string", "pattern": "^a|b$"},
         {"type": "string", "pattern": "a", "minLength": 3},
         {"type": "string", "maxLength": 10**9},
+        {"type": "string", "pattern": "[" * 100_000},
+        {"type": ["string"] * 100_000},
         {"$ref": "#/$defs/loop"},
         {"$ref": "https://example.org/x"},
         {"enum": ["a</parameter>b"]},
@@ -102,3 +104,51 @@ def test_a_schema_that_doubles_and_doubles_is_given_up():
     twice = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
     with pytest.raises(Unbound):
         alternatives({"$ref": "#/$defs/a0"}, {"$defs": twice | {"a40": {"type": "null"}}})
+
+
+def test_a_pattern_is_read_in_time_that_grows_with_its_length(monkeypatch):
+    """A search for the end of a class from each of its brackets takes minutes here."""
+    monkeypatch.setattr("zaya_jax.serve.parameters.LONGEST_TEXT", 10**6)
+    assert not _open("[" * 300_000)
+    grammar_of_calls([tool({"type": "string", "pattern": "[" * 300_000})], TAGS, many=False)
+
+
+@pytest.mark.parametrize("demanded", [[], [f"p{i}" for i in range(50_000)], [{}, ["x"]]])
+def test_many_parameters_are_read_in_time_that_grows_with_their_number(monkeypatch, demanded):
+    """A search through all rules, or all names, for each of them takes a minute here."""
+    monkeypatch.setattr("zaya_jax.serve.tools.STEPS_OF_ALL", 10**6)
+    properties = {f"p{i}": {"type": "string", "minLength": 1} for i in range(50_000)}
+    parameters = {"type": "object", "properties": properties, "required": demanded}
+    grammar = grammar_of_calls([{"function": {"name": "f", "parameters": parameters}}], TAGS, False)
+    assert "p0_49999_0[suffix=" in grammar
+
+
+def test_all_parameters_together_take_so_many_steps_and_no_more(monkeypatch):
+    """Each may name what is large, over and over; what is behind the limit is free text."""
+    monkeypatch.setattr("zaya_jax.serve.tools.STEPS_OF_ALL", 1000)
+    words = [f"word {i}" for i in range(4000)]
+    both = [{"$ref": "#/$defs/words"}, {"type": "null"}]
+    defs = {"words": {"enum": words}, "no": {"allOf": both}}
+    properties = {f"p{i}": {"anyOf": [{"$ref": "#/$defs/no"}] * 3} for i in range(700)}
+    parameters = {"type": "object", "properties": properties, "$defs": defs}
+    check_sizes({"f": parameters})
+    function = {"name": "f", "parameters": parameters}
+    grammar_of_calls([{"function": function}], TAGS, many=False)
+    small = {f"p{i}": {"enum": ["a"]} for i in range(1001)}
+    function = {"name": "f", "parameters": {"properties": small}}
+    grammar = grammar_of_calls([{"function": function}], TAGS, many=False)
+    assert '"<parameter=p999>" (("a") ' in grammar
+    assert '"<parameter=p1000>" text' in grammar
+
+
+def test_schemas_of_tools_are_bounded():
+    deep = {"type": "object"}
+    for _ in range(100):
+        deep = {"type": "object", "properties": {"p": deep}}
+    for schema, says in (
+        (deep, "f: parameters: nested more than 64"),
+        ({"description": "x" * 2**18}, "characters; expected at most"),
+    ):
+        with pytest.raises(ApiError, match=says) as error:
+            check_sizes({"f": schema})
+        assert (error.value.status, error.value.param) == (400, "tools")

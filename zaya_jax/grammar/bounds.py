@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from zaya_jax.errors import UserError
 
@@ -30,8 +30,9 @@ DEEPEST_RULES = 256
 """Terminals that are made of each other, as the longest chain of them descends."""
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-_RULE = re.compile(r"^[ \t]*[?!]?([A-Za-z_][A-Za-z_0-9]*)[^\n:\"/]*:", re.MULTILINE)
-_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"')
+# Possessive, and what is not closed is a match, too: no text is gone through again and again.
+_RULE = re.compile(r"^[ \t]*[?!]?([A-Za-z_][A-Za-z_0-9]*+)[^\n:\"/]*+:", re.MULTILINE)
+_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*+("?)')
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _JSON = re.compile(r"%(?:json|llguidance|regex)\b\s*")
@@ -39,13 +40,14 @@ _JSON = re.compile(r"%(?:json|llguidance|regex)\b\s*")
 
 def check_schema(schema: Any) -> None:
     """Raises UserError for a JSON schema, given as plain data, that is too large."""
-    values, depths = 0, 0
+    parts: list[_Part] = []
     referred: dict[str, Any] = {}
-    for value, depth in _walk(schema):
-        values, depths = values + 1, max(depths, depth)
-        if values > MOST_VALUES:
+    for part in _walk(schema):
+        value = part.value
+        parts.append(part)
+        if len(parts) > MOST_VALUES:
             raise UserError(f"more than {MOST_VALUES:,} values in a schema")
-        if depth > DEEPEST:
+        if part.depth > DEEPEST:
             raise UserError(f"nested more than {DEEPEST} deep")
         if isinstance(value, Mapping):
             for name in _REFERENCES:
@@ -53,7 +55,8 @@ def check_schema(schema: Any) -> None:
                     referred.setdefault(place, _found(schema, place))
         if len(referred) > MOST_REFERRED:
             raise UserError(f"$ref names more than {MOST_REFERRED} places")
-    chain = sum(2 + _depth(place) for place in referred.values())
+    heights = _heights(parts)
+    chain = sum(2 + heights[id(place)] for place in referred.values())
     if chain > LONGEST_CHAIN:
         raise UserError(
             f"what $ref names is {chain} levels in all; expected at most {LONGEST_CHAIN}: write "
@@ -92,7 +95,7 @@ def check_lark(text: str) -> None:
         check_schema(schema)
         rest.append(text[at : found.start()])
         at = end
-    plain = _LITERAL.sub('""', "".join([*rest, text[at:]]))
+    plain = _LITERAL.sub(_without_text, "".join([*rest, text[at:]]))
     check_text(plain)
     rules = _RULE.findall(plain)
     if len(rules) > MOST_RULES:
@@ -102,20 +105,40 @@ def check_lark(text: str) -> None:
         raise UserError(f"{terminals} terminals; expected at most {DEEPEST_RULES}: rules are free")
 
 
-def _walk(value: Any) -> Iterator[tuple[Any, int]]:
-    """All values of plain data with their depths, without recursion."""
-    waiting = [(value, 1)]
+def _without_text(literal: re.Match[str]) -> str:
+    """A literal without what it says; one that is not closed, as it is."""
+    return '""' if literal[1] else literal[0]
+
+
+class _Part(NamedTuple):
+    """A value within plain data. depth: 1 is the whole. parent: number of the part it is in."""
+
+    value: Any
+    depth: int
+    parent: int
+
+
+def _walk(value: Any) -> Iterator[_Part]:
+    """All values of plain data, each after what it is in, without recursion."""
+    waiting, number = [_Part(value, 1, -1)], 0
     while waiting:
-        one, depth = waiting.pop()
-        yield one, depth
+        part = waiting.pop()
+        yield part
+        one = part.value
         if isinstance(one, Mapping):
-            waiting += [(inner, depth + 1) for inner in one.values()]
+            waiting += [_Part(inner, part.depth + 1, number) for inner in one.values()]
         elif isinstance(one, Sequence) and not isinstance(one, str | bytes):
-            waiting += [(inner, depth + 1) for inner in one]
+            waiting += [_Part(inner, part.depth + 1, number) for inner in one]
+        number += 1
 
 
-def _depth(value: Any) -> int:
-    return max(depth for _, depth in _walk(value))
+def _heights(parts: Sequence[_Part]) -> dict[int, int]:
+    """Levels of each value with what is in it, by its `id`."""
+    heights = [1] * len(parts)
+    for number in range(len(parts) - 1, 0, -1):
+        parent = parts[number].parent
+        heights[parent] = max(heights[parent], heights[number] + 1)
+    return {id(part.value): height for part, height in zip(parts, heights, strict=True)}
 
 
 def _found(schema: Any, place: str) -> Any:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from zaya_jax.infer.engine import Event, Request, Token
+from zaya_jax.infer.engine import Constraint, Event, Request, Token
 from zaya_jax.serve import constrain, schema
 from zaya_jax.serve.errors import ApiError
 from zaya_jax.serve.form import Prompt
 from zaya_jax.serve.reply import Message, Piece, Reply
 from zaya_jax.serve.service import FINISH, Record, Run, Service, Usage, repetition, stops
 from zaya_jax.serve.streams import DONE, sse
+from zaya_jax.serve.tools import check_sizes
 
 
 class Envelope:
@@ -69,11 +70,8 @@ class Chat:
 
     async def _requests(self, thinking: bool | None) -> list[Request]:
         body, service, form = self._body, self._service, self._service.form
-        tools = [tool.model_dump(exclude_none=True) for tool in self._tools]
-        self._prompt = await asyncio.to_thread(form.encode, body.messages, tools or None, thinking)
-        bound = constrain.of_chat(
-            body, tools, form, opened=self._prompt.thinking, enable_thinking=thinking
-        )
+        schemas = {tool.function.name: tool.function.parameters or {} for tool in self._tools}
+        self._prompt, bound = await asyncio.to_thread(self._prepare, schemas, thinking)
         constraint = await service.compiler(bound)
         requests = [
             Request(
@@ -90,7 +88,6 @@ class Chat:
             for sampling in service.samplings(body)
         ]
         assert service.tokenizer is not None
-        schemas = {tool.function.name: tool.function.parameters or {} for tool in self._tools}
         self._replies = [
             Reply(
                 service.tokenizer,
@@ -101,6 +98,22 @@ class Chat:
             for _ in requests
         ]
         return requests
+
+    def _prepare(
+        self, schemas: Mapping[str, Any], thinking: bool | None
+    ) -> tuple[Prompt, Constraint | None]:
+        """The prompt and what binds the answer: outside the event loop, as they may take long.
+
+        Args: schemas: of the parameters of tools, by name.
+        """
+        body, form = self._body, self._service.form
+        check_sizes(schemas)
+        tools = [tool.model_dump(exclude_none=True) for tool in self._tools]
+        prompt = form.encode(body.messages, tools or None, thinking)
+        bound = constrain.of_chat(
+            body, tools, form, opened=prompt.thinking, enable_thinking=thinking
+        )
+        return prompt, bound
 
     async def whole(self, run: Run) -> dict[str, Any]:
         """The answer, once all of it is there."""

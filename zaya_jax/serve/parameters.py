@@ -18,8 +18,14 @@ Schema = Mapping[str, Any]
 KINDS = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
 MOST, STEPS = 64, 256
 """Alternatives of a schema, and the schemas in it that are looked at for them."""
+STEPS_OF_ALL = 2**13
+"""The same for all parameters of a request: a few seconds, whatever the schemas are."""
+STEP_CHARACTERS = 2**12
+"""Characters of listed values, references and grammars that count as much as one schema more."""
+STEP_KEYWORDS = 64
+"""Likewise, keywords of a schema."""
 LONGEST_TEXT = 2**12
-"""Characters up to which the length of a text is bound."""
+"""Characters up to which the length of a text is bound, and characters of a pattern."""
 _SAYS_NOTHING = frozenset({
     "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly",
     "$comment", "$id", "$schema", "$defs", "definitions", "$anchor",
@@ -33,11 +39,31 @@ _OF_OTHERS = frozenset({
 _OF_TEXT = frozenset({"type", "enum", "const", "minLength", "maxLength", "pattern"})
 _OF_PARAMETERS = _SAYS_NOTHING | {"type", "properties", "required", "additionalProperties"}
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
-_ANCHOR = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|[\^$|]", re.DOTALL)
+# One of a class: without its end it is a match, too, or each bracket would look for one anew.
+_CLASS = r"\[(?:\\.|[^\]\\])*+\]?"
+_ANCHOR = re.compile(rf"\\.|{_CLASS}|[\^$|]", re.DOTALL)
+_BRANCH = re.compile(rf"\\.|{_CLASS}|[()|]", re.DOTALL)
 
 
 class Unbound(ValueError):
     """A schema that is not understood here; the message says what of it."""
+
+
+class Effort:
+    """Steps that may still be taken for schemas. A small one can name itself again and again."""
+
+    def __init__(self, steps: int = STEPS, of: Effort | None = None):
+        """Args: of: a larger one, of which this is a part."""
+        self._left, self._of = steps, of
+
+    def spend(self, steps: int = 0, *, characters: int = 0) -> None:
+        """Raises Unbound if there are no such steps left."""
+        steps += characters // STEP_CHARACTERS
+        if self._of is not None:
+            self._of.spend(steps)
+        self._left -= steps
+        if self._left < 0:
+            raise Unbound("references that come back to themselves, or too many parts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +71,8 @@ class Alternative:
     """One form of a value.
 
     kinds: its JSON types. values: it is one of these, if any are listed. pattern: that a text must
-      hold. least, most: characters of a text. more: what else is demanded of a text.
+      hold. least, most: characters of a text. more: what else is demanded of a text. size:
+      characters of the values, at most.
     """
 
     kinds: frozenset[str]
@@ -54,6 +81,7 @@ class Alternative:
     least: int = 0
     most: int | None = None
     more: frozenset[str] = frozenset()
+    size: int = 0
 
     @property
     def free(self) -> bool:
@@ -88,41 +116,45 @@ class Alternative:
             max(self.least, other.least),
             min(mosts, default=None),
             self.more | other.more,
+            max(self.size, other.size),
         )
 
 
-def alternatives(schema: Any, root: Schema, left: list[int] | None = None) -> list[Alternative]:
+def alternatives(schema: Any, root: Schema, effort: Effort | None = None) -> list[Alternative]:
     """The forms of a value.
 
     Args:
       root: where `#` in the schema's references begins.
-      left: how many schemas may still be looked at; is counted down.
+      effort: that it may take; is spent.
 
     Raises:
       Unbound: it cannot be taken apart.
     """
-    left = [STEPS] if left is None else left
-    left[0] -= 1
-    if left[0] < 0:
-        raise Unbound("references that come back to themselves, or too many parts")
+    effort = Effort() if effort is None else effort
+    effort.spend(1)
     if schema is True:
         return [Alternative(KINDS)]
     if not isinstance(schema, Mapping):
         raise Unbound(f"{json.dumps(schema)[:40]} in place of a schema")
+    effort.spend(len(schema) // STEP_KEYWORDS)
     rest = {key: value for key, value in schema.items() if key not in _SAYS_NOTHING}
     groups: list[list[Alternative]] = []
     if "$ref" in rest:
-        groups.append(alternatives(_named(rest.pop("$ref"), root), root, left))
+        place = rest.pop("$ref")
+        effort.spend(characters=len(place) if isinstance(place, str) else 0)
+        groups.append(alternatives(_named(place, root), root, effort))
     for part in _list(rest.pop("allOf", []), "allOf"):
-        groups.append(alternatives(part, root, left))
+        groups.append(alternatives(part, root, effort))
     for name in ("anyOf", "oneOf"):
         if name in rest:
             branches = _list(rest.pop(name), name)
-            groups.append([a for b in branches for a in alternatives(b, root, left)])
+            groups.append([a for b in branches for a in alternatives(b, root, effort)])
     found = [_plain(rest)]
+    effort.spend(characters=found[0].size)
     for group in groups:
         if len(found) * len(group) > MOST:
             raise Unbound(f"more than {MOST} alternatives")
+        effort.spend(characters=sum(one.size + two.size for one in found for two in group))
         both = (one.and_(two) for one in found for two in group)
         found = [one for one in both if one is not None]
     return found
@@ -146,30 +178,37 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def grammar_of(name: str, schema: Any, root: Schema, close: str) -> tuple[str, list[str]]:
+def grammar_of(
+    name: str, schema: Any, root: Schema, close: str, effort: Effort
+) -> tuple[str, list[str]]:
     """A Lark expression for a value and the tag that closes it, and the rules that it needs, whose
     names begin with `name`.
+
+    Args: effort: of all parameters; is spent.
 
     Raises:
       Unbound: a demand on a text that these cannot express.
     """
     end = json.dumps(close)
-    found = alternatives(schema, root)
+    effort = Effort(of=effort)
+    found = alternatives(schema, root, effort)
     texts = [one for one in found if "string" in one.kinds]
     if any(one.free for one in texts):
         return free(close)
     literals = [v for one in texts for v in one.values or () if isinstance(v, str)]
     if any(close in literal for literal in literals):
         raise Unbound(f"{close} in a value")
+    expressions = [_expression(one) for one in texts if one.values is None]
     fixed = [json.dumps(literal) for literal in dict.fromkeys(literals)]
     if others := sorted({kind for one in found for kind in one.kinds} - {"string"}):
         fixed.append(f"%json {_json(schema, others if texts else None, root)}")
     forms, rules = [f"({' | '.join(fixed)}) {end}"] if fixed else [], []
-    for number, one in enumerate(one for one in texts if one.values is None):
+    for number, expression in enumerate(expressions):
         forms.append(f"{name}_{number}")
-        rules.append(f"{name}_{number}[suffix={end}]: /{_expression(one)}/")
+        rules.append(f"{name}_{number}[suffix={end}]: /{expression}/")
     if not forms:
         raise Unbound("no value fits it")
+    effort.spend(characters=sum(map(len, forms + rules)))
     return f"({' | '.join(forms)})", rules
 
 
@@ -199,9 +238,9 @@ def check(parameters: Any) -> None:
         raise Unbound(", ".join(unknown))
     properties = properties_of(parameters)
     required = _object(parameters).get("required") or []
-    missing = [name for name in required if name not in properties]
-    if missing:
-        raise Unbound(f"required {missing[0]!r}, which is no property")
+    for name in _list(required, "required"):
+        if not isinstance(name, str) or name not in properties:
+            raise Unbound(f"required {repr(name)[:60]}, which is no property")
 
 
 def check_name(name: str) -> None:
@@ -215,8 +254,8 @@ def _plain(schema: Schema) -> Alternative:
     kinds = KINDS
     if (given := schema.get("type")) is not None:
         names = [given] if isinstance(given, str) else _list(given, "type")
-        kinds = frozenset(str(name) for name in names) & KINDS
-        if not kinds:
+        kinds = frozenset(str(name) for name in names[: len(KINDS)]) & KINDS
+        if not kinds or len(names) > len(KINDS):
             raise Unbound(f"type {json.dumps(given)[:40]}")
         kinds |= {"integer"} if "number" in kinds else set()
     values: tuple[Any, ...] | None = None
@@ -238,8 +277,8 @@ def _plain(schema: Schema) -> Alternative:
     )
     if values is None:
         return one
-    listed = Alternative(KINDS, values)
-    return one.and_(listed) or Alternative(frozenset(), ())
+    listed = Alternative(KINDS, values, size=len(json.dumps(values)))
+    return one.and_(listed) or Alternative(frozenset(), (), size=listed.size)
 
 
 def _expression(one: Alternative) -> str:
@@ -258,6 +297,8 @@ def _expression(one: Alternative) -> str:
     if limits:
         raise Unbound("a pattern and a length")
     pattern = one.pattern
+    if len(pattern) > LONGEST_TEXT:
+        raise Unbound(f"a pattern of more than {LONGEST_TEXT} characters")
     begins = pattern.startswith("^")
     pattern = pattern[1:] if begins else pattern
     places = [found for found in _ANCHOR.finditer(pattern) if found[0] in ("^", "$", "|")]
@@ -276,7 +317,7 @@ def _expression(one: Alternative) -> str:
 def _open(pattern: str) -> bool:
     """Whether a pattern has branches at its outermost level, of which an anchor is one's own."""
     depth = 0
-    for found in re.finditer(r"\\.|\[(?:\\.|[^\]\\])*\]|[()|]", pattern, re.DOTALL):
+    for found in _BRANCH.finditer(pattern):
         depth += (found[0] == "(") - (found[0] == ")")
         if found[0] == "|" and depth == 0:
             return True

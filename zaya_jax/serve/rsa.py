@@ -51,6 +51,8 @@ class Solve:
         if thinking_of(body) is not None:
             raise unsupported("reasoning_effort", "cannot be combined with rsa")
         self._service, self._body, self._record = service, body, record
+        if service.form.rsa is None:
+            raise ApiError(400, "rsa: this model has no tokenizer", param="rsa")
         if not service.settings.rsa:
             raise unsupported("rsa", "this server was started without (--rsa_runs=0)")
         self.settings = limited(settings_of(body), service.settings.max_tokens)
@@ -66,8 +68,7 @@ class Solve:
     def _check(self) -> list[dict[str, str]]:
         """The conversation, if a run over it fits."""
         service, form = self._service, self._service.form.rsa
-        if form is None:
-            raise ApiError(400, "rsa: this model has no tokenizer", param="rsa")
+        assert form is not None
         try:
             conversation = conversation_of(self._body.messages)
             prompts.check(conversation)

@@ -177,6 +177,8 @@ class Sampled(Strict):
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
 
 
 class CompletionRequest(Sampled):
@@ -264,7 +266,9 @@ class ChatRequest(Sampled):
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: (
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
+    ) = None
     chat_template_kwargs: TemplateOptions | None = None
     rsa: Rsa | None = None
     # Refused unless neutral.
@@ -274,6 +278,7 @@ class ChatRequest(Sampled):
     functions: Any = None
     function_call: Any = None
     web_search_options: Any = None
+    moderation: Any = None
     verbosity: str | None = None
 
 
@@ -285,6 +290,7 @@ _ABSENT: Mapping[str, str] = {
     "functions": "is the old name of tools, which are supported",
     "function_call": "is the old name of tool_choice, which is supported",
     "web_search_options": "is not supported",
+    "moderation": "is not supported",
 }
 
 

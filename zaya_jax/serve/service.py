@@ -220,6 +220,7 @@ class Run:
         self._job = Job(service.worker)
         self._room, self._count = ExitStack(), count
         self._room.enter_context(service.gate.room(count, owner=record.owner))
+        self._admitted = time.perf_counter()
 
     async def begin(self, requests: Sequence[Request]) -> None:
         """Submits them.
@@ -238,7 +239,6 @@ class Run:
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """See `Job.events`."""
         record, metrics = self._record, self._service.metrics
-        begun = time.perf_counter()
         last: dict[int, float] = {}
         async for number, event in self._job.events():
             now = time.perf_counter()
@@ -247,9 +247,9 @@ class Run:
                 if count:
                     metrics.between.observe((now - last[number]) / count)
             elif count:
-                metrics.first.observe(now - begun)
+                metrics.first.observe(now - self._admitted)
                 if record.first_token_seconds is None:
-                    record.first_token_seconds = round(now - begun, 6)
+                    record.first_token_seconds = round(now - self._admitted, 6)
             last[number] = now
             if event.result is not None:
                 record.prompt_tokens += event.result.prompt_tokens

@@ -13,8 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zaya_jax.errors import UserError
+from zaya_jax.grammar import bounds
 from zaya_jax.serve.errors import ApiError
 from zaya_jax.serve.parameters import (
+    STEPS_OF_ALL,
+    Effort,
     Schema,
     Unbound,
     check,
@@ -113,6 +117,19 @@ def value_of(text: str, schema: Any, root: Schema | None = None) -> Any:
     return value if fits else text
 
 
+def check_sizes(schemas: Mapping[str, Schema]) -> None:
+    """Raises ApiError for parameters whose schema is too large to be taken apart.
+
+    Args: schemas: of the functions' parameters, by the functions' names.
+    """
+    for name, parameters in schemas.items():
+        try:
+            bounds.check_schema(parameters)
+            bounds.check_length(json.dumps(parameters))
+        except UserError as error:
+            raise ApiError(400, f"tools: {name}: parameters: {error}", param="tools") from error
+
+
 def grammar_of_calls(tools: Sequence[Mapping[str, Any]], tags: tuple[int, int], many: bool) -> str:
     """Rules of a Lark grammar: `calls` is one call of one of these functions, or several.
 
@@ -120,40 +137,51 @@ def grammar_of_calls(tools: Sequence[Mapping[str, Any]], tags: tuple[int, int], 
     one whose schema is `Unbound` is any text, up to the closing tag.
 
     Args:
-      tools: `{function: {name, parameters, strict}}`.
+      tools: `{function: {name, parameters, strict}}`, their sizes checked.
       tags: ids of the tags around a call.
       many: whether there may be several.
 
     Raises:
       ApiError: a strict tool with a schema that cannot be bound.
     """
-    rules = []
+    rules: dict[str, None] = {}  # a set in order: some parameters need the same ones
+    effort = Effort(STEPS_OF_ALL)
     for number, tool in enumerate(tools):
         function = tool["function"]
-        name, parameters = function["name"], function.get("parameters") or {}
-        required = parameters.get("required")
-        required = required if isinstance(required, list) else []
-        parts = []
-        try:
-            check(parameters)
-        except Unbound as error:
-            _unless_strict(function, "parameters", error)
-        for place, (key, schema) in enumerate(properties_of(parameters).items()):
-            try:
-                check_name(key)
-                value, more = grammar_of(f"p{number}_{place}", schema, parameters, _CLOSE)
-            except Unbound as error:
-                _unless_strict(function, f"parameter {key!r}", error)
-                value, more = free(_CLOSE)
-            rules += [rule for rule in more if rule not in rules]
-            part = f"{json.dumps(f'<parameter={key}>')} {value}"
-            parts.append(part if key in required else f"({part})?")
-        begin, end = json.dumps(f"<function={name}>"), json.dumps("</function>")
-        rules.append(f"f{number}: {' '.join([begin, *parts, end])}")
+        parts, more = _parts(f"p{number}", function, effort)
+        rules |= dict.fromkeys(more)
+        begin, end = json.dumps(f"<function={function['name']}>"), json.dumps("</function>")
+        rules[f"f{number}: {' '.join([begin, *parts, end])}"] = None
     names = " | ".join(f"f{number}" for number in range(len(tools)))
-    rules.append(f"call: <[{tags[0]}]> ({names}) <[{tags[1]}]>")
-    rules.append("calls: call+" if many else "calls: call")
+    rules[f"call: <[{tags[0]}]> ({names}) <[{tags[1]}]>"] = None
+    rules["calls: call+" if many else "calls: call"] = None
     return "\n".join(rules)
+
+
+def _parts(
+    prefix: str, function: Mapping[str, Any], effort: Effort
+) -> tuple[list[str], list[str]]:
+    """Expressions for a function's parameters, and the rules that they need, whose names begin with
+    `prefix`."""
+    parameters = function.get("parameters") or {}
+    required = parameters.get("required")
+    needed = {name for name in required if isinstance(name, str)} if type(required) is list else ()
+    parts, rules = [], []
+    try:
+        check(parameters)
+    except Unbound as error:
+        _unless_strict(function, "parameters", error)
+    for place, (key, schema) in enumerate(properties_of(parameters).items()):
+        try:
+            check_name(key)
+            value, more = grammar_of(f"{prefix}_{place}", schema, parameters, _CLOSE, effort)
+        except Unbound as error:
+            _unless_strict(function, f"parameter {key!r}", error)
+            value, more = free(_CLOSE)
+        rules += more
+        part = f"{json.dumps(f'<parameter={key}>')} {value}"
+        parts.append(part if key in needed else f"({part})?")
+    return parts, rules
 
 
 def _unless_strict(function: Mapping[str, Any], what: str, error: Unbound) -> None:

@@ -1,6 +1,7 @@
 // The tab for chats.
 
-let turns = [];
+let turns = [];       // what a model is to see: a question without an answer leaves it
+let question = null;  // the turn that was asked last
 
 function show(role) {
   const turn = make('div', `turn ${role}`);
@@ -81,7 +82,8 @@ $('ask').addEventListener('submit', event => {
   const text = $('question').value.trim();
   if (!text) return;
   $('question').value = '';
-  turns.push({ role: 'user', content: text });
+  question = { role: 'user', content: text };
+  turns.push(question);
   show('user').textContent = text;
   ask();
 });
@@ -93,16 +95,17 @@ $('question').addEventListener('keydown', event => {
 });
 $('again').addEventListener('click', () => {
   if (running) return;
-  const users = [...document.querySelectorAll('.turn.user')], last = users.at(-1);
+  const last = [...document.querySelectorAll('.turn.user')].at(-1);
   if (!last) return;
   while (last.nextSibling) last.nextSibling.remove();
-  while (turns.length && turns.at(-1).role !== 'user') turns.pop();
-  if (turns.length < users.length * 2 - 1) turns.push({ role: 'user', content: last.textContent });
+  if (turns.includes(question)) turns.length = turns.indexOf(question);
+  turns.push(question);
   ask();
 });
 $('clear').addEventListener('click', () => {
   if (running) return;
   turns = [];
+  question = null;
   document.querySelectorAll('.turn').forEach(turn => turn.remove());
   $('welcome').hidden = false;
   $('again').disabled = $('clear').disabled = true;
