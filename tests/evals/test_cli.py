@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 
 from zaya_jax import cli
 from zaya_jax.errors import UserError
-from zaya_jax.evals import client, record
+from zaya_jax.evals import client, connection, record
 from zaya_jax.evals.client import Answer, Sampling, Server, ServerError
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +43,11 @@ def server(monkeypatch):
         def log_message(self, *args):
             pass
 
-        def send(self, status: int, content: bytes) -> None:
+        def send(self, status: int, content: bytes, after: str | None = None) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
+            if after is not None:
+                self.send_header("Retry-After", after)
             self.end_headers()
             self.wfile.write(content)
 
@@ -58,6 +61,8 @@ def server(monkeypatch):
             answer = state.answer(body)
             if isinstance(answer, int):
                 self.send(answer, b"no")
+            elif isinstance(answer, tuple):
+                self.send(answer[0], b"later", answer[1])
             elif isinstance(answer, bytes):
                 self.send(200, answer)
             else:
@@ -142,10 +147,10 @@ def test_what_was_answered_before_a_failure_is_kept(server, quiz, tmp_path, caps
     work = tmp_path / "run"
     arguments = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={work}",
                  "--concurrency=1"]  # fmt: skip
-    server.answer = lambda body: 400 if number(body) == 3 else reply("\\boxed{B}")
+    server.answer = lambda body: 404 if number(body) == 3 else reply("\\boxed{B}")
     assert run(*arguments) == 2
     told = capsys.readouterr().err
-    assert "task 'q3': status 400: no. 3 of 6 answers are kept" in told
+    assert "task 'q3': status 404: no. 3 of 6 answers are kept" in told
     (answers,) = (work / "answers").iterdir()
     answers.write_bytes(answers.read_bytes()[:-9])  # killed while it wrote
     server.answer = lambda body: reply("\\boxed{B}")
@@ -160,6 +165,45 @@ def test_what_was_answered_before_a_failure_is_kept(server, quiz, tmp_path, caps
     assert "no model 'zoya'; it has: zaya, other" in capsys.readouterr().err
 
 
+def test_what_a_server_refuses_counts_as_wrong_and_is_not_asked_again(
+    server, quiz, tmp_path, capsys
+):
+    work = tmp_path / "run"
+    arguments = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={work}",
+                 "--concurrency=1"]  # fmt: skip
+    server.answer = lambda body: 422
+    assert run(*arguments) == 2
+    told = capsys.readouterr().err
+    assert "refuses all 6 that it was asked, such as task 'q0': status 422: no" in told
+    server.answer = lambda body: 400 if number(body) in (0, 3) else reply("\\boxed{B}")
+    assert run(*arguments) == 0
+    told = capsys.readouterr().out
+    assert "avg@1 66.7%" in told
+    assert "2 answers count as wrong, the server refused them, such as that to 'q0'" in told
+    (result,) = json.loads((work / "scores.json").read_text())["results"]
+    assert result["refused"] == {"q0": ["status 400: no"], "q3": ["status 400: no"]}
+    asked = len(server.asked)
+    server.answer = lambda body: reply("\\boxed{B}")
+    assert run(*arguments) == 0 and len(server.asked) == asked
+    assert "avg@1 66.7%" in capsys.readouterr().out
+    (answers,) = (work / "answers").iterdir()
+    lines = answers.read_text().splitlines(keepends=True)
+    answers.write_text("".join(line for line in lines if '"q3"' not in line))
+    assert run(*arguments) == 0 and len(server.asked) == asked + 1
+    assert "avg@1 83.3%" in capsys.readouterr().out
+
+
+def test_a_model_served_in_another_way_is_kept_apart(server, quiz, tmp_path, capsys):
+    command = [f"--tasks={quiz}", f"--server={server.url}"]
+    plain, small = f"--workdir={tmp_path / 'plain'}", f"--workdir={tmp_path / 'small'}"
+    assert run(*command, plain) == 0
+    assert run(*command, plain, "--serve=quantize=int4") == 2
+    assert "with serve None, not ['quantize=int4']" in capsys.readouterr().err
+    assert run(*command, small, "--serve=quantize=int4,page=32") == 0
+    assert run(*command, small, "--serve=page=32,quantize=int4") == 0
+    assert run(*command, small) == 2
+
+
 def test_recorded_answers_are_scored(quiz, tmp_path, capsys):
     answers = tmp_path / "answers.jsonl"
     rows = [{"task": f"q{i}", "response": "\\boxed{B}" if i else "\\boxed{A}"} for i in range(6)]
@@ -167,6 +211,8 @@ def test_recorded_answers_are_scored(quiz, tmp_path, capsys):
     command = [f"--tasks={quiz}", f"--answers={answers}", f"--workdir={tmp_path / 'run'}"]
     assert run(*command) == 0
     assert "avg@1 83.3%" in capsys.readouterr().out
+    assert run(*command[:2], f"--workdir={tmp_path / 'two'}", "--limit=2") == 0
+    assert "avg@1 50.0%" in capsys.readouterr().out  # the file answers more than these
     answers.write_text(json.dumps(rows[0]))
     assert run(*command) == 2
     assert "5 of 6 tasks have no answer, such as 'q1'" in capsys.readouterr().err
@@ -244,6 +290,7 @@ def test_programs_are_scored_in_the_sandbox(tmp_path, capsys):
         (["--workdir={}/w", "--tasks=humaneval,ifbench", "--answers=x"], "is of one set"),
         (["--workdir={}/w", "--tasks=humaneval", "--answers=x", "--samples=0"], "at least 1"),
         (["--workdir={}/w", "--tasks=humaneval", "--answers={}/x"], "no such file"),
+        (["--workdir={}/w", "--tasks=humaneval", "--server=x", "--timeout=0"], "above 0"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, capsys, monkeypatch):
@@ -262,6 +309,7 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_given_up(server):
     assert not {"temperature", "top_p", "max_tokens"} & set(server.asked[0])
     for broken, message in (
         (404, "status 404"),
+        (429, "status 429"),
         (503, "status 503"),
         (b"<html>", "no JSON"),
         ({"choices": []}, "no chat completion"),
@@ -272,13 +320,49 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_given_up(server):
             opened.ask("?", Sampling(), 0)
 
 
+def test_a_server_that_says_when_is_asked_then_however_often(server, monkeypatch):
+    opened = Server.open(server.url, None)
+    statuses = [(429, "0")] * client.TRIES + [(503, "0")] * client.TRIES + [reply("yes")]
+    server.answer = lambda body: statuses.pop(0)
+    assert opened.ask("?", Sampling(), 0).response == "yes"
+    server.answer = lambda body: (429, "60")
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    with pytest.raises(ServerError, match="status 429: later"):
+        opened.ask("?", Sampling(), 0, stop)
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [(None, None), ("soon", None), ("-1", None), ("7", 7), ("0", 0.01), ("9" * 20, 3600),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.01), ("Wed, 21 Oct 2215 07:28:00 GMT", 3600)],
+)  # fmt: skip
+def test_when_a_server_may_be_asked_again(after, seconds, monkeypatch):
+    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
+    assert client._seconds_of(after) == seconds
+
+
+def test_an_answer_may_take_as_long_as_it_likes_or_as_one_says(
+    server, quiz, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(client, "TRIES", 1)
+    server.answer = lambda body: time.sleep(0.5) or reply("yes")
+    assert Server.open(server.url, None).ask("?", Sampling(), 0).response == "yes"
+    command = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={tmp_path / 'run'}"]
+    assert run(*command, "--timeout=0.1") == 2
+    assert "no answer within 0.1 s" in capsys.readouterr().err
+
+
 def test_an_answer_survives_the_file(tmp_path):
     answer = Answer(
         "line\u2028one\nγ\ud800".encode("utf-8", "replace").decode(), "length", None, 0.5
     )
+    refused = Answer("", "refused", None, 0.0, "status 400: too long")
     with record.Record(tmp_path / "a.jsonl") as file:
         file.add("t", 3, answer)
-    assert record.read(tmp_path / "a.jsonl", {"t"}) == {"t": {3: answer}}
+        file.add("t", 4, refused)
+    assert record.read(tmp_path / "a.jsonl", {"t"}) == {"t": {3: answer, 4: refused}}
     assert record.read(tmp_path / "none.jsonl", {"t"}) == {}
     with pytest.raises(UserError, match="cannot write there"):
         record.Record(tmp_path / "a.jsonl" / "b.jsonl")

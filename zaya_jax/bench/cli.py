@@ -156,8 +156,8 @@ def _quantization() -> None:
     model = config.freeze(FLAGS.config).model if FLAGS.model is None else None
     record: dict[str, Any] = {"machine": _machine(), "model": FLAGS.model}
     print(f"machine: {record['machine']}")
-    rows = quantization.measure(FLAGS.model, model, FLAGS.seed, FLAGS.pairs)
-    print(quantization.show(rows))
+    rows, left_out = quantization.measure(FLAGS.model, model, FLAGS.seed, FLAGS.pairs)
+    print(quantization.show(rows, left_out))
     fitting = fits.rows()
     print(
         "\ntokens of context, of all sequences together, that fit beside the weights and "
@@ -166,6 +166,7 @@ def _quantization() -> None:
     print(fits.show(fitting))
     record |= {
         "rows": quantization.as_json(rows),
+        "left_out": left_out,
         "fits": [dataclasses.asdict(row) for row in fitting],
     }
     options.write_json(record)

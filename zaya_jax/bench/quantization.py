@@ -142,8 +142,26 @@ def random_weights(model: Model, seed: int) -> Loaded:
     return Loaded(model, params, biases, None, Source("folder", Path("bench")))
 
 
-def measure(path: str | None, model: Model | None, seed: int, pairs: int) -> list[Row]:
-    """All forms of a run's network, or of random weights in the shape of `model`.
+def fitting(model: Model) -> tuple[list[tuple[Scheme | None, str | None]], list[str]]:
+    """Those of `FORMS` whose groups a model's widths allow, and for each of the others why not."""
+    forms, left_out = [], []
+    for scheme, cache in FORMS:
+        try:
+            if scheme is not None:
+                scheme.check(model)
+            forms.append((scheme, cache))
+        except UserError as error:
+            left_out.append(f"{form_of(scheme)}: {error}")
+    return forms, list(dict.fromkeys(left_out))
+
+
+def measure(
+    path: str | None, model: Model | None, seed: int, pairs: int
+) -> tuple[list[Row], list[str]]:
+    """The forms of a run's network, or of random weights in the shape of `model`.
+
+    Returns:
+      A row for each form that fits, and of the others why they do not.
 
     Raises:
       UserError: as `load`, and `unseen`.
@@ -159,7 +177,8 @@ def measure(path: str | None, model: Model | None, seed: int, pairs: int) -> lis
         loaded = random_weights(model, seed)
     longest = max([PROMPT + COMPLETION, *map(len, documents)])
     capacity = min(loaded.model.context_length, longest + 1)
-    subjects = [Subject(loaded, scheme, cache, capacity) for scheme, cache in FORMS]
+    forms, left_out = fitting(loaded.model)
+    subjects = [Subject(loaded, scheme, cache, capacity) for scheme, cache in forms]
     rng = np.random.default_rng(seed)
     rates: dict[int, list[list[float]]] = {1: [], ROWS: []}
     for pair in range(pairs + 1):
@@ -191,11 +210,11 @@ def measure(path: str | None, model: Model | None, seed: int, pairs: int) -> lis
             *gains,
         )
 
-    return [row(number, subject) for number, subject in enumerate(subjects)]
+    return [row(number, subject) for number, subject in enumerate(subjects)], left_out
 
 
-def show(rows: Sequence[Row]) -> str:
-    """The table, in Markdown."""
+def show(rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
+    """The table, in Markdown, and a line on each form that is not in it."""
     lines = [
         "| weights | cache | MB | bits a weight | cache bytes a token | bits per byte | change "
         f"| tokens/s, 1 request | gain | tokens/s, {ROWS} requests | gain |",
@@ -211,6 +230,8 @@ def show(rows: Sequence[Row]) -> str:
             f"| {row.token:,.0f} | {quality} | {row.alone:,.0f} | {row.gain_alone:.2f}x "
             f"| {row.batch:,.0f} | {row.gain_batch:.2f}x |"
         )
+    if left_out:
+        lines += ["", *(f"left out: {reason}" for reason in left_out)]
     return "\n".join(lines)
 
 

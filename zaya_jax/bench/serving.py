@@ -12,6 +12,8 @@ import dataclasses
 import random
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +100,11 @@ def decode_rate(traces: list[Trace], clients: int) -> float:
 
 
 class Serving:
-    """The engine and its bounds, with the weights of `Bench`."""
+    """The engine and its bounds, with the weights of `Bench`.
+
+    Attributes:
+      compiled: programs that were compiled while the engine served, after its warm-up.
+    """
 
     def __init__(self, model: Model, seed: int, concurrencies: list[int], pairs: int):
         self.bench = Bench(model, seed, pairs)
@@ -116,22 +122,32 @@ class Serving:
         )
         self.engine = Engine(self.loaded, self.options)
         self.engine.warm_up()
+        self.compiled = 0
         self.bench.best_peer(self.one_by_one, 1)
 
     def prompt(self, length: int) -> list[int]:
         """Random ids."""
         return [self.draw.randrange(3, self.loaded.model.vocab_size) for _ in range(length)]
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Adds up what is compiled inside the block: around the engine's work alone, for the static
+        batches compile their own."""
+        with compilations() as found:
+            yield
+        self.compiled += found.count
+
     def line(self, clients: int) -> Line:
         """Measures one concurrency: static batch, engine and transformers in turns."""
         generator = Generator(self.loaded, batch=clients, capacity=PROMPT + COMPLETION)
         decode, static, single, total, first, gaps = [], [], [], [], [], []
-        for pair in range(self.pairs + 1):  # the first compiles, and is left out
+        for pair in range(self.pairs + 1):  # in the first `Generator` compiles: left out
             prompts = [self.prompt(PROMPT) for _ in range(2 * clients)]
             generator.timing = type(generator.timing)()
             generator.generate([PlainRequest(p, COMPLETION) for p in prompts[:clients]])
             begun = time.perf_counter()
-            traces = serve(self.engine, [Request(p, COMPLETION) for p in prompts], clients)
+            with self.counted():
+                traces = serve(self.engine, [Request(p, COMPLETION) for p in prompts], clients)
             seconds = time.perf_counter() - begun
             if pair == 0:
                 continue
@@ -194,10 +210,10 @@ def measure(model: Model, seed: int, concurrencies: list[int], pairs: int):
     lines = []
     for clients in concurrencies:
         lines.append(serving.line(clients))
-    with compilations() as counted:  # the static batches compile their own, between the lines
+    with serving.counted():
         serve(serving.engine, [Request(serving.prompt(70), 8) for _ in range(40)], 32)
         prefix = serving.prefix()
-    return lines, prefix, counted.count
+    return lines, prefix, serving.compiled
 
 
 def show(lines: list[Line], prefix: Prefix, compiled: int) -> str:

@@ -32,6 +32,8 @@ FLAGS = flags.FLAGS
 SETTINGS, ANSWERS = "evaluation.json", "answers"
 KEY = "OPENAI_API_KEY"
 VERIFIER_SECONDS = 120.0
+LONGEST_TIMEOUT = 1_000_000
+"""Seconds; sockets take no more than some weeks."""
 
 
 def define_flags() -> None:
@@ -51,6 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_float("top_p", None, "of nucleus sampling; by default the server's")
     flags.DEFINE_integer("max_tokens", None, "most tokens of an answer; by default the server's")
     flags.DEFINE_integer("concurrency", 8, "requests at a time")
+    flags.DEFINE_float("timeout", None, "most seconds of an answer; by default there is no limit")
     flags.DEFINE_integer("verifiers", 2, "processes that score")
     flags.DEFINE_list("training", [], "files of training data that must not hold the prompts")
     flags.DEFINE_boolean("force", False, "go on where training data holds evaluation prompts")
@@ -76,10 +79,16 @@ def main(argv: list[str]) -> int:
     for name in ("samples", "concurrency", "verifiers"):
         if getattr(FLAGS, name) < 1:
             raise UserError(f"--{name}={getattr(FLAGS, name)}: expected at least 1")
+    if FLAGS.timeout is not None and not 0 < FLAGS.timeout <= LONGEST_TIMEOUT:
+        raise UserError(
+            f"--timeout={FLAGS.timeout:g}: expected seconds above 0, {LONGEST_TIMEOUT:,} at most; "
+            "without it there is no limit"
+        )
     if FLAGS.answers is not None and len(specs) != 1:
         raise UserError(f"--answers={FLAGS.answers} is of one set; --tasks names {len(specs)}")
 
-    chosen = {spec: sets.load(spec)[: FLAGS.limit] for spec in specs}
+    whole = {spec: sets.load(spec) for spec in specs}
+    chosen = {spec: tasks[: FLAGS.limit] for spec, tasks in whole.items()}
     overlaps = {spec: _overlaps(spec, tasks) for spec, tasks in chosen.items()}
     for tasks in chosen.values():
         scoring.require_sandbox(tasks)
@@ -90,7 +99,10 @@ def main(argv: list[str]) -> int:
         asked = server.model if server is not None and model is None else model
         stack.enter_context(_held(workdir, specs, asked, rsa))
         for spec, tasks in chosen.items():
-            answers = _answers(workdir, spec, tasks, server, rsa)
+            if server is not None:
+                answers = _asked(workdir, spec, tasks, server, rsa)
+            else:
+                answers = _recorded(tasks, whole[spec])
             with Scorer(processes=FLAGS.verifiers, seconds=VERIFIER_SECONDS) as scorer:
                 result = scoring.score(spec, tasks, answers, scorer)
             results.append(dataclasses.replace(result, overlaps=overlaps[spec]))
@@ -128,34 +140,38 @@ def _server(stack: ExitStack, model: str | None) -> Server | None:
         rows = max(FLAGS.concurrency, 1)
         own = [f"--rows={rows}", f"--rsa_runs={rows}", *(f"--{flag}" for flag in FLAGS.serve)]
         url = stack.enter_context(local.served(model, own))
-        return Server.open(url, None)
+        return Server.open(url, None, timeout_seconds=FLAGS.timeout)
     if FLAGS.server is not None:
-        return Server.open(FLAGS.server, FLAGS.served, os.environ.get(KEY))
+        return Server.open(FLAGS.server, FLAGS.served, os.environ.get(KEY), FLAGS.timeout)
     return None
 
 
-def _answers(
+def _asked(
     workdir: Path,
     spec: str,
     tasks: Sequence[Task],
-    server: Server | None,
+    server: Server,
     rsa: Mapping[str, Any] | None,
 ) -> record.Answers:
-    if server is not None:
-        return ask.collect(
-            server,
-            tasks,
-            workdir / ANSWERS / f"{_file_name(spec)}.jsonl",
-            samples=FLAGS.samples,
-            sampling=Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens, rsa),
-            seed=FLAGS.seed,
-            concurrency=FLAGS.concurrency,
-            show=_show if sys.stderr.isatty() else None,
-        )
+    return ask.collect(
+        server,
+        tasks,
+        workdir / ANSWERS / f"{_file_name(spec)}.jsonl",
+        samples=FLAGS.samples,
+        sampling=Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens, rsa),
+        seed=FLAGS.seed,
+        concurrency=FLAGS.concurrency,
+        show=_show if sys.stderr.isatty() else None,
+    )
+
+
+def _recorded(tasks: Sequence[Task], whole: Sequence[Task]) -> record.Answers:
+    """What --answers has to some tasks of a set; it may have answers to all of them."""
     file = Path(FLAGS.answers)
     if not file.is_file():
         raise UserError(f"--answers={file}: no such file")
-    return record.read(file, {task.name for task in tasks})
+    found = record.read(file, {task.name for task in whole})
+    return {task.name: found[task.name] for task in tasks if task.name in found}
 
 
 def _compare(names: Sequence[str]) -> int:
@@ -183,9 +199,8 @@ def _held(
         name: getattr(FLAGS, name)
         for name in ("answers", "limit", "temperature", "top_p", "max_tokens", "seed")
     }
-    mine["model"] = model
-    if rsa is not None:
-        mine["rsa"] = dict(rsa)
+    mine |= {"model": model, "rsa": None if rsa is None else dict(rsa)}
+    mine["serve"] = sorted(FLAGS.serve) or None  # None is as if it were not there
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / folders.LOCK).open("a")
@@ -194,11 +209,11 @@ def _held(
     with folders.held(lock, f"another process evaluates in --workdir={workdir}"):
         file = workdir / SETTINGS
         theirs = json.loads(file.read_text()) if file.exists() else mine
-        for name in [*mine, *(["rsa"] if "rsa" in theirs and rsa is None else [])]:
-            if theirs.get(name) != mine.get(name):
+        for name, value in mine.items():
+            if theirs.get(name) != value:
                 raise UserError(
                     f"--workdir={workdir} holds an evaluation with {name} {theirs.get(name)!r}, "
-                    f"not {mine.get(name)!r}: give another directory"
+                    f"not {value!r}: give another directory"
                 )
         _write(file, mine | {"tasks": list(specs)})
         yield

@@ -93,6 +93,13 @@ def summary(results: Sequence[Result]) -> str:
             lines.append(
                 f"  {count} answers count as wrong, their verifier {kind}: {result.messages[kind]}"
             )
+        if result.refused:
+            task, reasons = next(iter(result.refused.items()))
+            count = sum(map(len, result.refused.values()))
+            lines.append(
+                f"  {count} answers count as wrong, the server refused them, such as that to "
+                f"{task!r}: {reasons[0]}"
+            )
         if result.overlaps:
             lines.append(f"  {len(result.overlaps)} of its prompts are in the training data")
     return "\n".join(lines)

@@ -55,7 +55,7 @@ def read(path: Path, tasks: Collection[str]) -> Answers:
     """Answers of a file; none if there is no file.
 
     A row is `{task, response}`, and may have `sample` (else they are counted), `finish`, `tokens`,
-    `seconds`: what `Record` writes, or what somebody else recorded.
+    `seconds`, `refused`: what `Record` writes, or what somebody else recorded.
 
     Raises:
       UserError: a line that is none, or about no task of the set; names it.
@@ -77,11 +77,12 @@ def read(path: Path, tasks: Collection[str]) -> Answers:
             raise UserError(f"{where}: response is {response!r:.60}; it must be text")
         if task not in tasks:
             raise UserError(f"{where}: the set has no task {task!r:.60}")
-        tokens = row.get("tokens")
+        tokens, refused = row.get("tokens"), row.get("refused")
         found[task][sample] = Answer(
             response=response,
             finish=str(row.get("finish", "unknown")),
             tokens=tokens if isinstance(tokens, int) else None,
             seconds=float(row.get("seconds") or 0.0),
+            refused=None if refused is None else str(refused),
         )
     return {task: answers for task, answers in found.items() if answers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ class Result:
       messages: of these failures, one of each kind.
       more: numbers that only some sets have.
       overlaps: tasks whose prompts were found in the training data, if any was given.
+      refused: by task, why the server would not answer; an entry for each such answer. They count
+        as wrong.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Result:
     messages: Mapping[str, str]
     more: Mapping[str, float]
     overlaps: Sequence[str] = ()
+    refused: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As plain data; `from_record` reads it."""
@@ -87,13 +91,19 @@ def score(name: str, tasks: Sequence[Task], answers: Answers, scorer: Scorer) ->
         )
     require_sandbox(tasks)
     given = [(task, answer) for task in tasks for _, answer in sorted(answers[task.name].items())]
+    judged = [(task, answer) for task, answer in given if answer.refused is None]
     scores = scorer.score(
-        [task.verifier for task, _ in given],
-        [Submission(answer.response, task.answer, task.metadata) for task, answer in given],
+        [task.verifier for task, _ in judged],
+        [Submission(answer.response, task.answer, task.metadata) for task, answer in judged],
     )
     rewards: dict[str, list[float]] = {task.name: [] for task in tasks}
-    for (task, _), reward in zip(given, scores.rewards, strict=True):
+    refused: dict[str, list[str]] = defaultdict(list)
+    found = iter(scores.rewards)
+    for task, answer in given:
+        reward = next(found) if answer.refused is None else 0.0
         rewards[task.name].append(0.0 if math.isnan(reward) else float(reward))
+        if answer.refused is not None:
+            refused[task.name].append(answer.refused)
     lists = list(rewards.values())
     counted = [answer.tokens for _, answer in given if answer.tokens is not None]
     return Result(
@@ -106,6 +116,7 @@ def score(name: str, tasks: Sequence[Task], answers: Answers, scorer: Scorer) ->
         failures=dict(scores.failures),
         messages=dict(scores.messages),
         more=_more(tasks, answers),
+        refused=dict(refused),
     )
 
 

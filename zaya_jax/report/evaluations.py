@@ -87,7 +87,9 @@ def of(folders: Sequence[Path]) -> Page:
     )
 
 
-_ANSWERS = ("set", "evaluation", "tasks", "tokens", "cut off", "failed verifiers", "in training")
+_ANSWERS = (
+    "set", "evaluation", "tasks", "tokens", "cut off", "refused", "failed verifiers", "in training"
+)  # fmt: skip
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -147,6 +149,7 @@ def _answers(results: Results, sets: Sequence[str]) -> list[list[str]]:
             str(one.avg.tasks),
             "-" if one.tokens is None else f"{one.tokens:.0f}",
             f"{one.cut:.0%}",
+            str(sum(map(len, one.refused.values()))),
             str(sum(one.failures.values())),
             str(len(one.overlaps)),
         ]

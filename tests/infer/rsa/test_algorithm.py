@@ -1,6 +1,7 @@
 """The rounds, over a policy whose rollouts are known."""
 
 import dataclasses
+import re
 from math import comb
 
 import numpy as np
@@ -26,6 +27,11 @@ def solve(policy, settings=SMALL, conversation=CONVERSATION, **options):
 
 def change(**fields) -> Settings:
     return dataclasses.replace(SMALL, **fields)
+
+
+def aggregation(candidates, settings):
+    prompt = aggregate.build_prompt(QUESTION, candidates, settings.shown)
+    return ({"role": "user", "content": prompt},)
 
 
 # --- The algorithm ---------------------------------------------------------------------------
@@ -144,12 +150,11 @@ def test_a_tail_of_the_whole_budget_is_rsa():
     policy = Scripted(words=60)
     settings = change(tail=300, budget=300, final_budget=None)
     result = solve(policy, settings)
+    texts = [sample.text for sample in result.stages[0]]
+    reasoning = [re.fullmatch("<think>(.*)</think>The answer.*", text)[1] for text in texts]
     for ask, shown in zip(policy.asks[6:12], result.shown[1], strict=True):
-        for i in shown:
-            text = result.stages[0][i].text
-            reasoning = text.partition("</think>")[0].removeprefix("<think>")
-            assert reasoning in ask.messages[-1]["content"]
-            assert "only the end" not in ask.messages[-1]["content"]
+        whole = [aggregate.Candidate(reasoning[i], True, False) for i in shown]
+        assert ask.messages == aggregation(whole, settings)  # all of the reasoning, no answer
 
 
 def test_the_hybrid_shows_answers_of_what_finished():
@@ -157,6 +162,14 @@ def test_the_hybrid_shows_answers_of_what_finished():
     solve(policy, change(hybrid=True, rounds=1))
     prompt = policy.asks[-1].messages[-1]["content"]
     assert "The answer is \\boxed" in prompt and "I say" not in prompt and "references" in prompt
+
+
+def test_the_hybrid_shows_all_of_what_never_thought():
+    policy, settings = Scripted(thinks=False, words=60), change(hybrid=True, rounds=1)
+    result = solve(policy, settings)
+    for ask, shown in zip(policy.asks[6:], result.shown[1], strict=True):
+        whole = [aggregate.Candidate(result.stages[0][i].text, True, False) for i in shown]
+        assert ask.messages == aggregation(whole, settings)
 
 
 def test_what_never_thought_is_finished_when_it_ends():
@@ -182,6 +195,25 @@ def test_prompts_are_bounded_whatever_the_rounds(rounds):
     for cost in result.costs:
         assert cost.longest_prompt <= bound
         assert cost.longest_context <= bound + settings.final_budget
+
+
+@pytest.mark.parametrize("rounds", range(4))
+def test_prompts_are_bounded_in_the_hybrid_whoever_selects(rounds):
+    written = tokenizer().encode("check " * 400)
+
+    def writes(asks, done, progress=None):  # answers that fill their budgets
+        for i, ask in enumerate(asks):
+            text = "</think>" + tokenizer().decode(written[: ask.max_tokens - 1])
+            done(i, Sample(text, ask.max_tokens, count(ask.messages), "eos", thinking=True))
+
+    few = change(population=2, candidates=2, rounds=rounds, tail=16, budget=32, hybrid=True)
+    for selection in ("majority", "aggregate"):
+        settings = dataclasses.replace(few, selection=selection)
+        result = solve(writes, settings)
+        bound = longest(CONVERSATION, settings, count)
+        assert all(cost.longest_prompt <= bound for cost in result.costs)
+        shown = settings.longest_shown
+        assert shown == 400 if selection == "aggregate" else shown in (16, 32)
 
 
 @given(

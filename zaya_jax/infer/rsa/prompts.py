@@ -89,10 +89,15 @@ def plan(
 
 
 def candidate(sample: Sample, settings: Settings, tokenizer: Tokenizer) -> Candidate:
-    """What a prompt shows of a rollout; one that ended without ever thinking is finished, too."""
+    """What a prompt shows of a rollout; one that ended without ever thinking is finished, too, and
+    all of it is its answer."""
     shown = aggregate.candidate(sample.text, tokenizer, settings.shown)
-    thought = sample.thinking or THINK[0] in sample.text
-    return shown if thought or not sample.finished else dataclasses.replace(shown, finished=True)
+    thought = sample.thinking or THINK[0] in sample.text or shown.finished
+    if thought or not sample.finished:
+        return shown
+    if settings.hybrid:
+        return Candidate(sample.text.strip(), finished=True, truncated=False)
+    return dataclasses.replace(shown, finished=True)
 
 
 def longest(
@@ -104,7 +109,7 @@ def longest(
 
     Args:
       conversation: messages, the last one the user's; their tokens are |q|.
-      settings: the run's. In the hybrid a whole answer of beta tokens may take the place of a tail.
+      settings: the run's. In the hybrid a whole answer may take the place of a tail.
       count: tokens of a conversation as the policy writes it.
     """
     question = count(conversation)
@@ -112,9 +117,8 @@ def longest(
         return question
     empty = [Candidate("", finished=False, truncated=True)] * settings.candidates
     words = aggregate.build_prompt("", empty, settings.shown)
-    tail = max(settings.tail, settings.budget) if settings.hybrid else settings.tail
     constant = count([{"role": "user", "content": words}]) + SEAM * (settings.candidates + 1)
-    return question + settings.candidates * tail + constant
+    return question + settings.candidates * settings.longest_shown + constant
 
 
 def draw(stage: int, rollouts: int, count: int, settings: Settings) -> list[tuple[int, ...]]:

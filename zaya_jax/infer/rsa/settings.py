@@ -31,8 +31,8 @@ class Settings:
     """A run of Markovian RSA; by default the one that the report recommends.
 
     T rounds of aggregation are T + 1 stages of N rollouts. Special cases: T = 0 is N independent
-    rollouts; C = 1 lets each rollout go on from its own end (Delethink); tau = beta carries on
-    whole rollouts (RSA).
+    rollouts; C = 1 lets each rollout go on from its own end (Delethink); tau = beta carries on the
+    whole reasoning of rollouts (RSA).
 
     Attributes:
       population: N, rollouts of a stage.
@@ -42,7 +42,7 @@ class Settings:
       budget: beta, most tokens of a rollout.
       final_budget: of a rollout of the last stage, which is to end in an answer; None for beta.
       hybrid: PaCoRe: what finished is shown by its answer, not by the end of its reasoning. An
-        answer is not cut, so the bound on prompts is that of beta.
+        answer is not cut, so the bound on prompts is that of the budget of what is shown.
       selection: what becomes of the last population. `none`: nothing, each of its answers counts
         as much (so the report scores). `majority`: the answer that most give. `aggregate`: one more
         rollout, over C tails of them. `verifier`: the one that a function likes best.
@@ -93,6 +93,14 @@ class Settings:
     def aggregates(self) -> bool:
         """Whether any prompt shows candidates."""
         return self.rounds > 0 or self.selection == "aggregate"
+
+    @property
+    def longest_shown(self) -> int:
+        """Tokens that a prompt may show of one rollout, if it shows any."""
+        if not self.hybrid:
+            return self.tail
+        shown = range(self.rounds + (self.selection == "aggregate"))  # the last one selects
+        return max([self.tail, *map(self.budget_of, shown)])
 
     def budget_of(self, stage: int) -> int:
         """Most tokens of a rollout of stage 0..T, or of the aggregation that selects (T + 1)."""
