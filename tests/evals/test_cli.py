@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -318,6 +320,28 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_given_up(server):
         server.answer = lambda body, broken=broken: broken
         with pytest.raises(ServerError, match=message):
             opened.ask("?", Sampling(), 0)
+
+
+def test_an_interrupt_waits_for_no_answer(server, quiz, tmp_path):
+    """What had come is kept, and what was under way is asked for again by the same command."""
+    hold, begun = threading.Event(), time.monotonic()
+
+    def answer(body):
+        if number(body) > 0 and not hold.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            hold.wait(60)
+        return reply("\\boxed{B}")
+
+    server.answer = answer
+    command = [f"--tasks={quiz}", f"--server={server.url}", f"--workdir={tmp_path / 'run'}",
+               "--concurrency=1"]  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt):
+        assert run(*command) != 0
+    assert time.monotonic() - begun < 30
+    hold.set()
+    asked = len(server.asked)
+    assert run(*command) == 0
+    assert len(server.asked) - asked == len(QUESTIONS) - 1
 
 
 def test_a_server_that_says_when_is_asked_then_however_often(server, monkeypatch):

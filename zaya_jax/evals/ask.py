@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from zaya_jax.errors import UserError
-from zaya_jax.evals import record
+from zaya_jax.evals import connection, record
 from zaya_jax.evals.client import Answer, Refused, Sampling, Server, ServerError
 from zaya_jax.evals.record import Answers
 from zaya_jax.rl.rewards.interface import Task
@@ -80,7 +80,11 @@ def collect(
             futures = [pool.submit(one, task, sample) for task, sample in missing]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
-            finally:  # after an interrupt, too: what is under way ends, what waits does not begin
+            except KeyboardInterrupt:  # an answer may take hours: it is asked for again
+                stop.set()
+                connection.hang_up()
+                raise
+            finally:  # after a failure what is under way ends, what waits does not begin
                 stop.set()
             for future in futures:
                 future.result()

@@ -5,10 +5,12 @@ urllib has one timeout for both, and Markovian RSA answers after hours without a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import socket
 import urllib.request
+import weakref
 from typing import Any
 
 CONNECT_SECONDS = 30.0
@@ -17,6 +19,16 @@ PROBE_SECONDS = 60
 """Between two questions to the other machine, while nothing comes, whether it is still there."""
 PROBES = 5
 """Unanswered ones in a row, after which it is not."""
+
+
+_connected: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def hang_up() -> None:
+    """Ends whatever is under way in this process, as if the other side had gone."""
+    for connected in list(_connected):
+        with contextlib.suppress(OSError):  # it is closed already
+            connected.shutdown(socket.SHUT_RDWR)
 
 
 @functools.cache
@@ -51,6 +63,7 @@ class _SecureHandler(urllib.request.HTTPSHandler):
 
 def _wait(connected: Any, seconds: float | None) -> None:
     """Sets what is waited for an answer; a machine that is gone is noticed without a limit, too."""
+    _connected.add(connected)
     connected.settimeout(seconds)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
