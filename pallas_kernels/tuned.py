@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import dispatch
 
+FOLDER = Path(__file__).parent
+
 _trial: ContextVar[Mapping[tuple[str, str], Mapping[str, int]] | None] = ContextVar(
     "trial", default=None
 )
@@ -27,25 +29,28 @@ _trial: ContextVar[Mapping[tuple[str, str], Mapping[str, int]] | None] = Context
 
 class Limits(NamedTuple):
     """Of a workgroup. `warp`: threads of a warp (a wave). `threads`, `shared` (bytes): at most.
-    `in_registers`: stages of a pipelined loop that Triton keeps there, not in shared memory."""
+    `in_registers`: stages of a pipelined loop that Triton keeps there, not in shared memory.
+    `chained`: the most stages that are certainly in shared memory where a product of the loop
+    waits for another one."""
 
     device: str
     warp: int
     threads: int
     shared: int
     in_registers: int
+    chained: int
 
 
 LIMITS: Mapping[str, Limits] = {
-    "rocm": Limits("MI300X", 64, 1024, 65_536, 1),
-    "cuda": Limits("H100", 32, 1024, 232_448, 0),
+    "rocm": Limits("MI300X", 64, 1024, 65_536, 1, 1),
+    "cuda": Limits("H100", 32, 1024, 232_448, 0, 8),
 }
 
 
 @functools.cache
 def table(op: str) -> Mapping[str, Mapping[str, Mapping[str, int]]]:
     """What `<op>/tuned.json` says."""
-    return json.loads((Path(__file__).parent / op / "tuned.json").read_text())
+    return json.loads((FOLDER / op / "tuned.json").read_text())
 
 
 def settings(op: str, kernel: str, dtype: Any = None) -> Mapping[str, int]:
@@ -65,13 +70,48 @@ def settings(op: str, kernel: str, dtype: Any = None) -> Mapping[str, int]:
     return known.get(dispatch.platform(), known["rocm"])[kernel]
 
 
-def compiler_params(chosen: Mapping[str, int], staged: int = 0) -> plgpu.CompilerParams:
+def least_shared(
+    stages: int,
+    tiles: Sequence[int],
+    own: int = 0,
+    *,
+    early: bool = False,
+    chained: bool = False,
+) -> int:
+    """Bytes of shared memory that a kernel needs at least; see `compiler_params`.
+
+    A tile passes through shared memory on its way into the operands of matrix instructions, one
+    tile at a time if need be. A pipelined loop has those of its turn there side by side, as many
+    times as it has stages but for those in registers.
+    """
+    limits = LIMITS.get(dispatch.platform(), LIMITS["rocm"])
+    held = stages - max(limits.in_registers, early) if stages > 1 else 0
+    if chained:
+        held = min(held, limits.chained)
+    return max(own, held * sum(tiles), *tiles, 0)
+
+
+def compiler_params(
+    chosen: Mapping[str, int],
+    tiles: Sequence[int] = (),
+    own: int = 0,
+    *,
+    early: bool = False,
+    chained: bool = False,
+) -> plgpu.CompilerParams:
     """What Pallas is told. The class of it is what picks Triton as the compiler.
+
+    What is refused here is refused in words; what shared memory a kernel needs beyond its
+    operands' tiles is left to the compiler to find out.
 
     Args:
       chosen: of `settings`.
-      staged: bytes of the tiles that one turn of the kernel's pipelined loop brings into shared
-        memory; 0 where that is left to the compiler to find out.
+      tiles: bytes of each tile that one turn of the kernel's loop loads and multiplies.
+      own: bytes of the largest tile that it multiplies and that comes from outside of the loop.
+      early: whether a turn's tiles leave shared memory a stage early: for registers, where it is no
+        WGMMA that multiplies them (float32, or less than 64 rows), or because they come later,
+        behind the load of an index in the loop.
+      chained: whether one product of the loop is an operand of the next.
 
     Raises:
       ValueError: the settings are more than the device that is compiled for has.
@@ -87,11 +127,11 @@ def compiler_params(chosen: Mapping[str, int], staged: int = 0) -> plgpu.Compile
             f"num_warps={warps} are {threads} threads, and a workgroup of {limits.device} has at "
             f"most {limits.threads}, {limits.threads // limits.warp} warps: {change}"
         )
-    needed = (stages - limits.in_registers) * staged if stages > 1 else 0
+    needed = least_shared(stages, tiles, own, early=early, chained=chained)
     if needed > limits.shared:
         raise ValueError(
-            f"num_stages={stages} of {staged // 1024} KiB need {needed // 1024} KiB of shared "
-            f"memory, and a workgroup of {limits.device} has {limits.shared // 1024} KiB; fewer "
+            f"these blocks in num_stages={stages} need at least {needed / 1024:g} KiB of shared "
+            f"memory, and a workgroup of {limits.device} has {limits.shared / 1024:g} KiB; fewer "
             f"stages or smaller blocks: {change}"
         )
     return plgpu.CompilerParams(num_warps=warps, num_stages=stages)

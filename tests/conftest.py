@@ -13,8 +13,9 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Most of the tests' time is LLVM's, optimising programs that then run for milliseconds.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if os.environ["JAX_PLATFORMS"] == "cpu":  # kernels on a GPU are to be compiled as they are used
+    # Most of the tests' time is LLVM's, optimising programs that then run for milliseconds.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # The oracles' models are small: threads of torch would only wait for those of the other worker.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.dots import einsum
+
 
 def attention(
     q: jax.Array,
@@ -25,11 +27,11 @@ def attention(
     scale = C**-0.5 if scale is None else scale
 
     grouped = q.reshape(B, S, K, H // K, C)
-    scores = jnp.einsum("bikgc,bjkc->bkgij", grouped, k, preferred_element_type=compute) * scale
+    scores = einsum("bikgc,bjkc->bkgij", grouped, k, compute) * scale
     visible = visibility(S, T, query_offset, segment_ids, window)
     scores = jnp.where(visible[:, None, None], scores, jnp.finfo(compute).min)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgij,bjkc->bikgc", probabilities, v, preferred_element_type=compute)
+    out = einsum("bkgij,bjkc->bikgc", probabilities, v, compute)
     out = out.reshape(B, S, H, C).astype(q.dtype)
     if not return_lse:
         return out

@@ -154,7 +154,11 @@ class _Launch:
             out_specs=out_specs,
             # Of each block of the other side two arrays are read: keys and values, or q and dO.
             compiler_params=tuned.compiler_params(
-                self.settings, 2 * self.settings[other] * self.C * arrays[0].dtype.itemsize
+                self.settings,
+                [self.settings[other] * self.C * arrays[0].dtype.itemsize] * 2,
+                self.settings[own] * self.C * arrays[0].dtype.itemsize,
+                early=arrays[0].dtype == jnp.float32,
+                chained=True,
             ),
             interpret=self.static.interpret,
             name=f"attention_{kernel.__name__}",

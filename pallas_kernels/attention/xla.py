@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.dots import precision
+
 MAX_BLOCK = 256  # keys a tile; measured best on CPU among 128, 256 and 512
 
 
@@ -227,7 +229,9 @@ def _segment_blocks(segment_ids: jax.Array, block: int) -> jax.Array:
 def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int, dtype) -> jax.Array:
     """Matmul over one axis of each operand, batched over their two leading axes."""
     dimensions = (((axis_a,), (axis_b,)), ((0, 1), (0, 1)))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
+    return lax.dot_general(
+        a, b, dimensions, precision=precision(a, b), preferred_element_type=dtype
+    )
 
 
 def _at(x: jax.Array, i) -> jax.Array:

@@ -26,6 +26,7 @@ import jax
 
 from pallas_kernels import dispatch
 from pallas_kernels.cca_mix import reference, triton, xla
+from pallas_kernels.cca_mix.checks import check_cache, check_mix, check_state
 from pallas_kernels.cca_mix.state import decoding, last_state
 from pallas_kernels.cca_mix.types import Cache, Place, State, Weights
 
@@ -92,22 +93,19 @@ def cca_mix(
       q [B, S, H, C], k [B, S, K, C], v [B, S, K, C] in the activation dtype.
 
     Raises:
-      ValueError: arrays of other rows or tokens than q has.
+      ValueError: shapes that do not fit each other, an unknown implementation or one that does not
+        take this call.
     """
-    rows = q.shape[:2]
-    values = dict(k=k, v_current=v_current, v_delayed=v_delayed)
-    for name, array in (values | dict(cos=cos, sin=sin, positions=positions)).items():
-        if array.shape[:2] != rows:
-            raise ValueError(f"cca_mix: {name} must begin with {list(rows)}; got {array.shape}")
+    latents = q, k, v_current, v_delayed
+    check_mix("cca_mix", *latents, weights, cos, sin, positions)
+    if state is not None:
+        check_state("cca_mix", q, k, weights, state, value_shift=value_shift)
     return dispatch.call(
         "cca_mix",
         IMPLEMENTATIONS,
         SUPPORTS,
         implementation,
-        q,
-        k,
-        v_current,
-        v_delayed,
+        *latents,
         weights,
         cos,
         sin,
@@ -150,17 +148,17 @@ def cca_mix_decode(
     Raises:
       ValueError: more than one token a row; as `cca_mix`.
     """
+    latents = q, k, v_current, v_delayed
+    check_mix("cca_mix_decode", *latents, weights, cos, sin, positions)
     if q.shape[1] != 1:
         raise ValueError(f"cca_mix_decode: one token a row, not {q.shape[1]}")
+    check_cache("cca_mix_decode", q, k, weights, cache, place, value_shift=value_shift)
     return dispatch.call(
         "cca_mix",
         DECODE,
         {"triton": triton.supports_decode},
         implementation,
-        q,
-        k,
-        v_current,
-        v_delayed,
+        *latents,
         weights,
         cos,
         sin,

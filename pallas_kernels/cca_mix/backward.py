@@ -128,7 +128,11 @@ def _normalise(static: Static, flat, weights, tables, positions, state, cotangen
     ]
     before = () if state is None else (state.qk,)
     dy, d_current, d_delayed, shares = static.call(
-        cca_mix_normalise, settings, (programs, static.K), shapes
+        cca_mix_normalise,
+        settings,
+        (programs, static.K),
+        shapes,
+        tile=static.tap_tile(settings["chunk"]),
     )(*flat[:2], *weights, *tables, positions, *cotangents, *before)
     return dy, d_current, d_delayed, jnp.sum(shares, axis=0)
 
@@ -183,6 +187,7 @@ def _latents(static: Static, dy, weights: Weights, positions):
         settings,
         (pl.cdiv(static.T, tokens), static.K),
         [jax.ShapeDtypeStruct((static.T, n * C), static.dtype) for n in (H, static.K)],
+        tile=max(tokens, C) * chunk,
     )(dy, _joined(static, weights), positions)
 
 
@@ -245,9 +250,9 @@ def _correlate(static: Static, flat, dy, positions, state):
     ]
     before = () if state is None else (state.qk,)
     grid = (programs, heads, C // width)
-    shares, totals = static.call(cca_mix_correlate, settings, grid, shapes)(
-        *flat[:2], dy, positions, *before
-    )
+    shares, totals = static.call(
+        cca_mix_correlate, settings, grid, shapes, tile=tokens * width
+    )(*flat[:2], dy, positions, *before)
     return jnp.sum(shares, axis=0).swapaxes(0, 1), jnp.sum(totals, axis=0)
 
 

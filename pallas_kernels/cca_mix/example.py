@@ -105,7 +105,8 @@ def _call(
         weights,
         shaped(B, S, half, dtype=jnp.float32),
         shaped(B, S, half, dtype=jnp.float32),
-        shaped(B, S, dtype=jnp.int32),
+        # One document a row: a tap that a document does not reach is not loaded.
+        np.broadcast_to(np.arange(form.keys - S, form.keys, dtype=np.int32), (B, S)),
     )
     options = {"norm_dtype": jnp.float32}
     if not form.decodes:
@@ -114,6 +115,6 @@ def _call(
     P = 2 * B if paged else B
     slots = shaped(P, K, 1, C)
     cache = Cache(slots, slots, State(shaped(P, K0 + K1 - 2, N), shaped(P, K * C // 2)))
-    pages = (shaped(B, dtype=jnp.int32), shaped(B, dtype=jnp.int32)) if paged else None
+    pages = (np.arange(B, dtype=np.int32), np.arange(B, dtype=np.int32)) if paged else None
     place = Place(shaped(B, dtype=jnp.int32), shaped(B, dtype=jnp.bool_), pages)
     return Call((*args, cache, place), options, function=triton.cca_mix_decode)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dots import einsum
+
 
 def _before(x: jax.Array, d: int) -> jax.Array:
     """x[:, t - d], zeros where t < d."""
@@ -88,7 +90,7 @@ def cca_mix(
         total = weights.grouped_bias.astype(dtype).astype(wide).reshape(-1, C)
         for tap, w in taps(convolved, weights.grouped, outside):
             tap = tap.reshape(B, S + past, -1, C).astype(wide)
-            total = total + jnp.einsum("bshc,hcd->bshd", tap, w)
+            total = total + einsum("bshc,hcd->bshd", tap, w)
         convolved = total.astype(dtype)
     convolved = convolved.reshape(B, S + past, -1, C)[:, past:]
 

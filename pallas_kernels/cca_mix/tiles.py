@@ -88,6 +88,10 @@ class Static:
             parts.append((sum(parts[-1]), sum(parts[-1])))
         return tuple(parts)
 
+    def tap_tile(self, chunk: int) -> int:
+        """Elements of the largest tile of the grouped weights that `convolve` multiplies."""
+        return min(chunk, self.C) * max(width for _, width in self.parts)
+
     @property
     def least_square(self) -> float:
         """To which the L2 norm clamps the square of a length."""
@@ -104,14 +108,16 @@ class Static:
         grid: tuple[int, ...],
         outputs,
         in_place: Mapping[int, int] | None = None,
+        tile: int = 0,
     ):
         """A launch that sees all of its arrays and picks its own part of them; `in_place` tells
-        which output takes the place of which operand."""
+        which output takes the place of which operand, `tile` how many elements the largest tile
+        has that is loaded to be multiplied."""
         return pl.pallas_call(
             kernel,
             grid=grid,
             out_shape=outputs,
-            compiler_params=tuned.compiler_params(settings),
+            compiler_params=tuned.compiler_params(settings, own=tile * self.dtype.itemsize),
             input_output_aliases=dict(in_place or {}),
             interpret=self.interpret,
         )

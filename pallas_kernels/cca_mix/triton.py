@@ -101,6 +101,8 @@ def _prepared(q, k, weights: Weights, cos, state: State | None, norm_dtype):
     weights = jax.tree.map(lambda w: w.astype(q.dtype), weights)._replace(temperature=temperature)
     if state is not None:
         state = jax.tree.map(lambda x: x.astype(q.dtype), state)
+    if state is not None and static.past == 0:  # no latent is read, but no operand may be empty
+        state = state._replace(qk=jnp.pad(state.qk, ((0, 0), (0, 1), (0, 0))))
     return static, weights, state
 
 
@@ -206,6 +208,7 @@ def _launch(
         (pl.cdiv(static.T, tokens), static.K),
         [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes],
         in_place,
+        static.tap_tile(settings["chunk"]),
     )(*flat[:4], *weights, *flat[4:], positions.reshape(-1), *given)
     heads = outs if cache is None else outs[:1]
     return *(x.reshape(B, static.S, -1, C) for x in heads), *outs[len(heads) :]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.cca_mix.reference import mean_norm_rotate, values
+from pallas_kernels.dots import einsum
 
 
 def cca_mix(
@@ -74,7 +75,7 @@ def _grouped(row, weights, positions):
         mixed, grouped = mixed.astype(wide), grouped.astype(wide)
     mixed = jax.lax.optimization_barrier(mixed)
     grouped = grouped.reshape(K1 * heads, C, C)
-    convolved = jnp.einsum("hnc,hcd->hnd", mixed, grouped, preferred_element_type=wide)
+    convolved = einsum("hnc,hcd->hnd", mixed, grouped, wide)
     convolved = jax.lax.optimization_barrier(convolved).reshape(K1, heads, B, S, C)
     convolved = functools.reduce(jnp.add, convolved)  # a reduction over so few is slow on CPU
     bias = weights.grouped_bias.astype(dtype).astype(wide).reshape(heads, 1, 1, C)

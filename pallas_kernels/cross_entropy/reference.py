@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dots import einsum
+
 
 def cross_entropy(
     hidden: jax.Array,
@@ -16,6 +18,6 @@ def cross_entropy(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.cross_entropy.cross_entropy`; `chunk` has no effect."""
     dtype = jnp.promote_types(jnp.promote_types(hidden.dtype, head.dtype), jnp.float32)
-    logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=dtype)
+    logits = einsum("td,vd->tv", hidden, head, dtype)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]
     return (chosen, jax.nn.logsumexp(logits, axis=1)) if return_lse else chosen

@@ -99,9 +99,9 @@ class _Tiles:
         self.together = pl.cdiv(self.row_blocks, self.groups)
 
     @property
-    def staged(self) -> int:
+    def staged(self) -> list[int]:
         """Bytes of the two tiles that a turn of `logits` multiplies."""
-        return (self.rows + self.columns) * self.depth * self.itemsize
+        return [side * self.depth * self.itemsize for side in (self.rows, self.columns)]
 
     def grid(self, shares: int) -> tuple[int, int, int]:
         """Programs for every block of rows and every share of the vocabulary.
@@ -196,7 +196,9 @@ def _forward(static: _Static, hidden, head, targets):
         in_specs=tiles.specs(),
         out_shape=[jax.ShapeDtypeStruct((shares, tiles.T), jnp.float32)] * 2,
         out_specs=[pl.BlockSpec((None, tiles.T), lambda i, share, group: (share, 0))] * 2,
-        compiler_params=tuned.compiler_params(tiles.settings, tiles.staged),
+        compiler_params=tuned.compiler_params(
+            tiles.settings, tiles.staged, early=hidden.dtype == jnp.float32
+        ),
         interpret=static.interpret,
         name="cross_entropy_forward",
     )(hidden, head, targets)
@@ -263,7 +265,9 @@ def _d_logits(static: _Static, hidden, head, targets, lse, on_target, on_all) ->
         in_specs=specs + specs[-1:] * 3,
         out_shape=jax.ShapeDtypeStruct((tiles.T, tiles.V), hidden.dtype),
         out_specs=pl.BlockSpec((tiles.T, tiles.V), lambda *_: (0, 0)),
-        compiler_params=tuned.compiler_params(tiles.settings, tiles.staged),
+        compiler_params=tuned.compiler_params(
+            tiles.settings, tiles.staged, early=hidden.dtype == jnp.float32
+        ),
         interpret=static.interpret,
         name="cross_entropy_backward",
     )(hidden, head, targets, lse, on_target, on_all)

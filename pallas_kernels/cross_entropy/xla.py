@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.dots import einsum, matmul
+
 TOKENS = 1024  # of a tile, where the caller does not say
 VOCABULARY = 2048  # of a tile
 
@@ -47,7 +49,7 @@ def _forward(hidden, head, targets, chunk):
 
         def token_chunk(args):
             hidden, targets, (maximum, total, chosen) = args
-            logits = jnp.einsum("td,vd->tv", hidden, part, preferred_element_type=dtype)
+            logits = einsum("td,vd->tv", hidden, part, dtype)
             logits = jnp.where(fresh, logits, -jnp.inf)
             new_maximum = jnp.maximum(maximum, logits.max(1))
             total = total * jnp.exp(maximum - new_maximum)
@@ -85,15 +87,15 @@ def _backward(chunk, saved, gradients):
 
         def token_chunk(d_part, args):
             (hidden, targets, lse, on_target, on_all), d_hidden = args
-            logits = jnp.einsum("td,vd->tv", hidden, part, preferred_element_type=dtype)
+            logits = einsum("td,vd->tv", hidden, part, dtype)
             d_logits = jnp.exp(logits - lse[:, None]) * on_all[:, None]
             d_logits += jnp.where(columns == targets[:, None], on_target[:, None], 0)
             d_logits = jnp.where(fresh, d_logits, 0).astype(hidden.dtype)
-            d_hidden += jnp.dot(d_logits, part, preferred_element_type=dtype)
+            d_hidden += matmul(d_logits, part, dtype)
             # Transposed, [D, v], for XLA on CPU is slow where both operands are: so the small one
             # is, before the matmul (the barrier keeps it from becoming a part of it again).
             hidden = lax.optimization_barrier(hidden.T)
-            d_part += jnp.dot(hidden, d_logits, preferred_element_type=dtype)
+            d_part += matmul(hidden, d_logits, dtype)
             return d_part, d_hidden
 
         d_part = jnp.zeros((head.shape[1], columns.shape[0]), dtype)

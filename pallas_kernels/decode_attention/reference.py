@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dots import einsum
+
 
 def decode_attention(
     q: jax.Array,
@@ -33,10 +35,10 @@ def decode_attention(
     visible = (position >= first[:, None]) & (position < end[:, None])  # [B, T]
 
     grouped = q.reshape(B, K, H // K, C)
-    scores = jnp.einsum("bkgc,bktc->bkgt", grouped, k_cache, preferred_element_type=compute)
+    scores = einsum("bkgc,bktc->bkgt", grouped, k_cache, compute)
     scores = jnp.where(visible[:, None, None], scores * scale, jnp.finfo(compute).min)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v_cache.dtype)
-    out = jnp.einsum("bkgt,bktc->bkgc", probabilities, v_cache, preferred_element_type=compute)
+    out = einsum("bkgt,bktc->bkgc", probabilities, v_cache, compute)
     out = jnp.where((first < end)[:, None, None, None], out, 0)
     return out.reshape(B, H, C).astype(q.dtype)
 

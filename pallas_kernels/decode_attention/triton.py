@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels import interpret, tuned
+from pallas_kernels import interpret, offsets, tuned
 from pallas_kernels.attention.triton import DTYPES, LOG2E, WIDTHS
 from pallas_kernels.dots import dot
 
@@ -42,7 +42,7 @@ def supports(
         return f"{kind} in {' or '.join(accepted)}, not {k_cache.dtype}, {v_cache.dtype}"
     if q.shape[-1] not in WIDTHS:
         return f"heads of width {', '.join(map(str, WIDTHS))}, not {q.shape[-1]}"
-    return None
+    return offsets.lacks("caches", k_cache, v_cache)
 
 
 def decode_attention(
@@ -64,6 +64,7 @@ def decode_attention(
     splits = _splits(B * K, T if window is None else min(T, window), settings)
     factor = (C**-0.5 if scale is None else scale) * LOG2E
     grouped = q.reshape(B, K, H // K, C)
+    tile = settings["keys"] * C * k_cache.dtype.itemsize  # bytes of keys, and of values
 
     whole_batch = pl.BlockSpec((B,), lambda s, h, b: (0,))
     of_head = pl.BlockSpec((None, None, *grouped.shape[2:]), lambda s, h, b: (b, h, 0, 0))
@@ -134,7 +135,10 @@ def decode_attention(
         in_specs=in_specs,
         out_shape=shapes,
         out_specs=specs,
-        compiler_params=tuned.compiler_params(settings),
+        # Keys and values. Behind a page's number, which a turn loads first, stages are fewer.
+        compiler_params=tuned.compiler_params(
+            settings, [tile] * 2 if pages is None else [], tile, early=True, chained=True
+        ),
         interpret=interpret.enabled(),
         name="decode_split",
     )(*arrays)

@@ -20,6 +20,7 @@ from jax import lax
 
 from pallas_kernels import dispatch
 from pallas_kernels.decode_attention import reference
+from pallas_kernels.dots import einsum
 
 CHUNK = 128  # positions
 SMALL = 2**17  # elements of a cache that one pass reads before a loop has started
@@ -131,9 +132,7 @@ def _visit(q, K, load, first, end, chunks, scale):
         # Unlike in training, a row may see nothing at all: its sum has to stay 0.
         p = jnp.where(visible, jnp.exp(scores - new_max), 0)
         shrink = jnp.exp(row_max - new_max)
-        gathered = jnp.einsum(
-            "bkgt,bktc->bkgc", p.astype(v.dtype), v, preferred_element_type=compute
-        )
+        gathered = einsum("bkgt,bktc->bkgc", p.astype(v.dtype), v, compute)
         return out * shrink + gathered, new_max, row_sum * shrink + p.sum(-1, keepdims=True)
 
     out = jnp.zeros_like(grouped, compute)
@@ -150,7 +149,7 @@ def _scores(grouped: jax.Array, keys: jax.Array, compute: jnp.dtype) -> jax.Arra
     small one is transposed, and then the result (the barriers keep XLA from undoing that).
     """
     if dispatch.platform() != "cpu":
-        return jnp.einsum("bkgc,bktc->bkgt", grouped, keys, preferred_element_type=compute)
+        return einsum("bkgc,bktc->bkgt", grouped, keys, compute)
     queries = lax.optimization_barrier(grouped.swapaxes(2, 3))
-    scores = jnp.einsum("bktc,bkcg->bktg", keys, queries, preferred_element_type=compute)
+    scores = einsum("bktc,bkcg->bktg", keys, queries, compute)
     return lax.optimization_barrier(scores).swapaxes(2, 3)

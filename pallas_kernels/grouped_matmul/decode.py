@@ -53,11 +53,15 @@ def experts(
     def over_experts(kernel: str, body, matrices: Matrices, arrays, columns: int, skip=None):
         own = settings(kernel)
         block, depth = block_of(columns, own["columns"]), matrices.depth(own["depth"])
+        plain = matrices.arrays[0].dtype == x.dtype
+        sides = [UNIT, *[block] * (1 + (kernel == "decode_gate_up"))] if plain else []
         return pl.pallas_call(
             _program(body, skip, index.size, choices, gate_up.shape[0], block, depth),
             grid=(columns // block, gate_up.shape[0] + (skip is not None)),
             out_shape=jax.ShapeDtypeStruct((index.size, columns), x.dtype),
-            compiler_params=tuned.compiler_params(own),
+            compiler_params=tuned.compiler_params(
+                own, [side * depth * x.dtype.itemsize for side in sides], early=True
+            ),
             interpret=interpreted,
             name=f"experts_{kernel}",
         )(index.reshape(-1), *arrays)

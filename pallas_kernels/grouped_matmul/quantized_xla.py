@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.dots import matmul
 from pallas_kernels.grouped_matmul.layout import Layout, lay_out
 from pallas_kernels.quantized import Quantized, of_nibbles
 
@@ -74,8 +75,8 @@ def _many(layout: Layout, rows: int, x, choices: int, gate_up, down) -> jax.Arra
         def turn(j, y):
             first = start + j * rows
             left = _tokens(layout, first, stop, rows, x, choices).astype(wide)
-            h = _swiglu((left @ into).astype(x.dtype)).astype(wide)
-            return _put(y, (h @ out_of).astype(x.dtype), first, stop)
+            h = _swiglu(matmul(left, into).astype(x.dtype)).astype(wide)
+            return _put(y, matmul(h, out_of).astype(x.dtype), first, stop)
 
         return lax.fori_loop(0, lax.div(stop - start + (rows - 1), rows), turn, y)
 
@@ -140,7 +141,7 @@ def product(left: jax.Array, weights: Quantized, expert: jax.Array) -> jax.Array
             for half in range(unit):
                 at = operand(first + own + half * span, count)
                 values = _numbers(packed, weights, half, wide)
-                part = part + (at * values if alone else at @ values)
+                part = part + (at * values if alone else matmul(at, values))
         return total + part * (scale.astype(wide) * _factor(weights))
 
     total = jnp.zeros((left.shape[0], columns), wide)

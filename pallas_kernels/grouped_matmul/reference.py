@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dots import matmul
 from pallas_kernels.quantized import Quantized
 
 
@@ -28,7 +29,7 @@ def experts(
 def _matmul(rows: jax.Array, weights: jax.Array | Quantized) -> jax.Array:
     """Rows times a matrix, in the dtype of the rows; quantized weights are not rounded to it."""
     if not isinstance(weights, Quantized):
-        return rows @ weights
+        return matmul(rows, weights)
     wide = jnp.promote_types(rows.dtype, jnp.float32)
     product = jnp.matmul(rows.astype(wide), weights.dequantize(wide), precision="highest")
     return product.astype(rows.dtype)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import dots
+
 PIECE_BYTES = 2**21
 
 
@@ -31,7 +33,7 @@ def matmul(rows: jax.Array, weights: jax.Array, expert: jax.Array) -> jax.Array:
     def piece(i, total):
         part = lax.dynamic_index_in_dim(cut, expert * pieces + i, keepdims=False)
         left = lax.dynamic_slice_in_dim(rows, i * part.shape[0], part.shape[0], axis=1)
-        return total + jnp.dot(left, part, preferred_element_type=accumulator)
+        return total + dots.matmul(left, part, accumulator)
 
     total = jnp.zeros((rows.shape[0], cut.shape[2]), accumulator)
     return lax.fori_loop(0, pieces, piece, total).astype(rows.dtype)
@@ -43,7 +45,8 @@ def matmul_transposed(rows: jax.Array, weights: jax.Array, expert: jax.Array) ->
 
     def piece(i, out):
         part = lax.dynamic_index_in_dim(cut, expert * pieces + i, keepdims=False)
-        return lax.dynamic_update_slice_in_dim(out, rows @ part.T, i * part.shape[0], axis=1)
+        more = dots.matmul(rows, part.T)
+        return lax.dynamic_update_slice_in_dim(out, more, i * part.shape[0], axis=1)
 
     out = jnp.zeros((rows.shape[0], weights.shape[1]), rows.dtype)
     return lax.fori_loop(0, pieces, piece, out)

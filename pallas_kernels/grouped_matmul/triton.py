@@ -150,9 +150,10 @@ def _over_tiles(
     block = block_of(columns, settings["columns"])
     num_experts = layout.runs.shape[0]
     # A turn reads rows, and of plain weights one block or two: gate and up.
-    read = (static.rows + (1 + (kernel == "gate_up")) * block) * settings["depth"]
+    sides = [static.rows, *[block] * (1 + (kernel == "gate_up"))]
     plain = all(array.dtype == arrays[0].dtype for array in arrays[:2])
-    staged = read * arrays[0].dtype.itemsize if plain else 0
+    deep = settings["depth"] * arrays[0].dtype.itemsize
+    staged = [side * deep for side in sides] if plain else []
 
     def program(tiles_ref, order_ref, *refs):
         column, number = pl.program_id(0), pl.program_id(1)
@@ -174,7 +175,9 @@ def _over_tiles(
         program,
         grid=(columns // block, layout.tiles.shape[0]),
         out_shape=outputs,
-        compiler_params=tuned.compiler_params(settings, staged),
+        compiler_params=tuned.compiler_params(
+            settings, staged, early=static.rows < MANY or arrays[0].dtype == jnp.float32
+        ),
         interpret=static.interpret,
         name=f"experts_{kernel}",
     )(layout.tiles, layout.order, *arrays)
@@ -361,7 +364,10 @@ def _weights(static: _Static, layout: Layout, weights, *sides, gathered: int, ch
         program,
         grid=(width // wide, height // tall, num_experts),
         out_shape=jax.ShapeDtypeStruct(weights.shape, weights.dtype),
-        compiler_params=tuned.compiler_params(settings),
+        # The rows of one side are found by an index, which each turn loads first.
+        compiler_params=tuned.compiler_params(
+            settings, [side * depth * sides[0].dtype.itemsize for side in (tall, wide)], early=True
+        ),
         interpret=static.interpret,
         name="experts_backward_weights",
     )(layout.runs, layout.order, *sides)

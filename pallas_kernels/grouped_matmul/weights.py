@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from pallas_kernels import offsets
 from pallas_kernels.dots import dot
 from pallas_kernels.grouped_matmul.tiles import UNIT, block_of
 from pallas_kernels.quantized import Quantized, of_nibbles
@@ -108,4 +109,4 @@ def lacks(weights: Quantized) -> str | None:
         return f"{weights.kind} groups of multiples of {least} rows, not {weights.group}"
     if weights.bits == 4 and (weights.group & (weights.group - 1) or weights.group > MOST_GROUP):
         return f"{weights.kind} groups of 32, 64 or {MOST_GROUP} rows, not {weights.group}"
-    return None
+    return offsets.lacks(f"{weights.kind} weights", weights.values)

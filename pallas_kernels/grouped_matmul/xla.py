@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import dots
 from pallas_kernels.grouped_matmul.layout import Layout, lay_out
 from pallas_kernels.grouped_matmul.streaming import matmul, matmul_transposed
 
@@ -118,8 +119,8 @@ def _backward(saved, dy):
         dp = (h * dh).sum(-1, dtype=accumulator)
         (dz,) = pull((dh * p).astype(z.dtype))
         dz, h = jnp.where(valid[:, None], dz, 0), jnp.where(valid[:, None], h * p, 0)
-        d_gate_up = jnp.dot(x_rows.T, dz, preferred_element_type=accumulator)
-        d_down = jnp.dot(h.astype(z.dtype).T, dy_rows, preferred_element_type=accumulator)
+        d_gate_up = dots.matmul(x_rows.T, dz, accumulator)
+        d_down = dots.matmul(h.astype(z.dtype).T, dy_rows, accumulator)
         return (matmul_transposed(dz, gate_up, expert), dp), (d_gate_up, d_down)
 
     def turn(i, carry):

@@ -101,7 +101,9 @@ def _symmetric(kernel: str, x: jax.Array) -> jax.Array:
         program,
         grid=(len(pairs), matrices),
         out_shape=jax.ShapeDtypeStruct((matrices, m, m), x.dtype),
-        compiler_params=tuned.compiler_params(settings, 2 * block * deep * x.dtype.itemsize),
+        compiler_params=tuned.compiler_params(
+            settings, [block * deep * x.dtype.itemsize] * 2, early=x.dtype == jnp.float32
+        ),
         interpret=interpret.enabled(),
         name=f"newton_schulz_{kernel}",
     )(jnp.asarray(pairs), x)
@@ -128,7 +130,11 @@ def _apply(factor: jax.Array, x: jax.Array) -> jax.Array:
         program,
         grid=(n // wide, m // tall, matrices),
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-        compiler_params=tuned.compiler_params(settings, (tall + wide) * deep * x.dtype.itemsize),
+        compiler_params=tuned.compiler_params(
+            settings,
+            [side * deep * x.dtype.itemsize for side in (tall, wide)],
+            early=x.dtype == jnp.float32,
+        ),
         interpret=interpret.enabled(),
         name="newton_schulz_apply",
     )(factor, x)

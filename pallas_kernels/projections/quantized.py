@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import dispatch
+from pallas_kernels.dots import matmul, precision
 from pallas_kernels.grouped_matmul.quantized_xla import product
 from pallas_kernels.quantized import Quantized
 
@@ -22,7 +23,7 @@ BLOCK = 128  # rows of an embedding that a CPU converts at a time: they stay in 
 
 def projections(x: jax.Array, weights: tuple[jax.Array | Quantized, ...]) -> list[jax.Array]:
     """See the package."""
-    return [_project(x, w) if isinstance(w, Quantized) else x @ w for w in weights]
+    return [_project(x, w) if isinstance(w, Quantized) else matmul(x, w) for w in weights]
 
 
 def _project(x: jax.Array, weights: Quantized) -> jax.Array:
@@ -30,12 +31,12 @@ def _project(x: jax.Array, weights: Quantized) -> jax.Array:
     if dispatch.platform() == "cpu":
         if len(x) <= FEW:
             return product(x, jax.tree.map(lambda a: a[None], weights), 0)
-        return (x.astype(wide) @ weights.dequantize(wide)).astype(x.dtype)
+        return matmul(x.astype(wide), weights.dequantize(wide)).astype(x.dtype)
     if weights.group == weights.shape[0]:
         numbers = weights.numbers().astype(x.dtype)  # exact: eight bits fit into bfloat16
-        y = jnp.matmul(x, numbers, preferred_element_type=wide)
+        y = matmul(x, numbers, wide)
         return (y * weights.scales.astype(wide)).astype(x.dtype)
-    return x @ weights.dequantize(x.dtype)
+    return matmul(x, weights.dequantize(x.dtype))
 
 
 def tied(x: jax.Array, embedding: Quantized, dtype: jnp.dtype) -> jax.Array:
@@ -55,7 +56,9 @@ def tied(x: jax.Array, embedding: Quantized, dtype: jnp.dtype) -> jax.Array:
     contract = (((1,), (1,)), ((), ()))
     if dispatch.platform() != "cpu":
         numbers = numbers.astype(x.dtype)
-        y = lax.dot_general(rows, numbers, contract, preferred_element_type=wide)
+        y = lax.dot_general(
+            rows, numbers, contract, precision=precision(rows, numbers), preferred_element_type=wide
+        )
         return (y * scales).astype(dtype).reshape(*x.shape[:-1], -1)
     rows, size = rows.astype(wide), len(numbers)
     block = min(BLOCK, size)
@@ -63,7 +66,8 @@ def tied(x: jax.Array, embedding: Quantized, dtype: jnp.dtype) -> jax.Array:
     def add(i, y):
         first = jnp.minimum(i * block, size - block)  # the last block may begin in the one before
         some = lax.dynamic_slice_in_dim(numbers, first, block).astype(wide)
-        return lax.dynamic_update_slice(y, lax.dot_general(rows, some, contract), (0, first))
+        part = lax.dot_general(rows, some, contract, precision=precision(rows, some))
+        return lax.dynamic_update_slice(y, part, (0, first))
 
     y = lax.fori_loop(0, -(-size // block), add, jnp.zeros((len(rows), size), wide))
     return (y * scales).astype(dtype).reshape(*x.shape[:-1], -1)

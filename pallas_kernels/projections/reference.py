@@ -5,12 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dots import matmul
 from pallas_kernels.quantized import Quantized
 
 
 def projections(x: jax.Array, weights: tuple[jax.Array | Quantized, ...]) -> list[jax.Array]:
     """See the package."""
-    return [_project(x, w) if isinstance(w, Quantized) else x @ w for w in weights]
+    return [_project(x, w) if isinstance(w, Quantized) else matmul(x, w) for w in weights]
 
 
 def _project(x: jax.Array, weights: Quantized) -> jax.Array:

@@ -74,7 +74,9 @@ def projections(x: jax.Array, weights: tuple[jax.Array, ...]) -> list[jax.Array]
         project,
         grid=(starts[-1], pl.cdiv(tokens, rows)),
         out_shape=[jax.ShapeDtypeStruct((tokens, w.shape[1]), x.dtype) for w in weights],
-        compiler_params=tuned.compiler_params(settings),
+        compiler_params=tuned.compiler_params(
+            settings, [side * depth * x.dtype.itemsize for side in (rows, columns)], early=True
+        ),
         interpret=interpret.enabled(),
         name="project",
     )(x, *weights)

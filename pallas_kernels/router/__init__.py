@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -40,25 +40,16 @@ def router(
     Args:
       x: [T, D] normed hidden states in the activation dtype.
       state: [T, R] of the layer before, or None in the first layer.
+      weights: in any floating dtype; see `Weights`.
       biases: [classes] balancing biases, float32 at least; they move the choice only (eq 4).
       live: [T] bool; None means all.
       softmax_dtype: in which logits become probabilities.
 
     Raises:
-      ValueError: shapes that do not fit each other.
+      ValueError: shapes that do not fit each other, an unknown implementation or one that does not
+        take this call.
     """
-    T, D = x.shape
-    width = D if weights.down is None else weights.down.shape[-1]
-    given = {
-        "state": (None if weights.down is None else state, (T, width)),
-        "weights.down": (weights.down, (D, width)),
-        "weights.norm": (weights.norm, (width,)),
-        "weights.out": (weights.out, (width, biases.shape[-1])),
-        "live": (live, (T,)),
-    }
-    for name, (array, shape) in given.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"router: {name} must be {list(shape)}; got {array.shape}")
+    _check(x, state, weights, biases, live)
     return dispatch.call(
         "router",
         IMPLEMENTATIONS,
@@ -74,3 +65,33 @@ def router(
         norm_dtype=norm_dtype,
         softmax_dtype=softmax_dtype,
     )
+
+
+def _check(x, state, weights: Weights, biases, live) -> None:
+    """Kernels take T, D, R and the classes from some arrays, and trust the others to fit."""
+    if x.ndim != 2 or biases.ndim != 1:
+        raise ValueError(f"router: want x [T, D], biases [classes]; got {x.shape}, {biases.shape}")
+    (T, D), classes = x.shape, biases.shape[0]
+    if weights.down is None:
+        R = D
+    else:
+        R = weights.down.shape[-1]
+        _match({"state": (state, (T, R)), "weights.down": (weights.down, (D, R))})
+        for name in ("down_bias", "norm"):
+            if getattr(weights, name) is None:
+                raise ValueError(f"router: weights.down wants weights.{name} [{R}]; got None")
+    layers = [("fc1", weights.fc1, weights.fc1_bias), ("fc2", weights.fc2, weights.fc2_bias)]
+    layers += [(f"deeper[{i}]", *layer) for i, layer in enumerate(weights.deeper or ())]
+    for name, matrix, bias in layers:
+        if (matrix is None) != (bias is None):
+            raise ValueError(f"router: weights.{name} has a bias, or both are None; one of them is")
+        _match({f"weights.{name}": (matrix, (R, R)), f"the bias of weights.{name}": (bias, (R,))})
+    for name in ("down_bias", "state_scale", "norm"):
+        _match({f"weights.{name}": (getattr(weights, name), (R,))})
+    _match({"weights.out": (weights.out, (R, classes)), "live": (live, (T,))})
+
+
+def _match(wanted: Mapping[str, tuple[jax.Array | None, tuple[int, ...]]]) -> None:
+    for name, (array, shape) in wanted.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"router: {name} must be {list(shape)}; got {array.shape}")

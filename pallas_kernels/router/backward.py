@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import special, tuned
-from pallas_kernels.dots import dot
+from pallas_kernels.dots import dot, matmul, precision
 from pallas_kernels.router.tiles import Parts, Static, Tile, row_sums
 from pallas_kernels.router.types import Routing, Weights
 
@@ -36,19 +36,17 @@ def gradients(
 
     def over_tokens(a, b):
         """a^T b, in the weights' dtype."""
-        precision = jax.lax.Precision.HIGHEST if static.dtype == jnp.float32 else None
         product = jax.lax.dot_general(
             a,
             b,
             (((0,), (0,)), ((), ())),
-            precision=precision,
+            precision=precision(a, b),
             preferred_element_type=jnp.float32,
         )
         return product.astype(static.dtype)
 
-    precision = jax.lax.Precision.HIGHEST if static.dtype == jnp.float32 else None
     assert weights.down is not None and weights.norm is not None
-    dx = jnp.matmul(d_hidden, weights.down.T, precision=precision)
+    dx = matmul(d_hidden, weights.down.T)
     named = {name: sums[i].astype(static.dtype) for i, name in enumerate(SUMS)}
     named["norm"] = sums[SUMS.index("norm")].astype(weights.norm.dtype)
     if not static.with_state:

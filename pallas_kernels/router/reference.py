@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dots import matmul
 from pallas_kernels.residual_norm import rms_norm
 from pallas_kernels.router.types import Routing
 
@@ -12,7 +13,7 @@ from pallas_kernels.router.types import Routing
 def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """x @ weight + bias, rounded to x's dtype once."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return (jnp.matmul(x, weight, preferred_element_type=wide) + bias).astype(x.dtype)
+    return (matmul(x, weight, wide) + bias).astype(x.dtype)
 
 
 def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, softmax_dtype):
@@ -29,7 +30,7 @@ def router(x, state, weights, biases, live=None, *, top_k, eps, norm_dtype, soft
         for weight, bias in ((w.fc1, w.fc1_bias), (w.fc2, w.fc2_bias), *(w.deeper or ())):
             if weight is not None:
                 hidden = jax.nn.gelu(_affine(hidden, weight, bias), approximate=False)
-    logits = jnp.matmul(hidden, w.out, preferred_element_type=softmax_dtype)
+    logits = matmul(hidden, w.out, softmax_dtype)
     return choose(
         logits.astype(softmax_dtype), next_state, biases, live, top_k=top_k, weight_dtype=dtype
     )

@@ -78,12 +78,18 @@ class Static:
         """Tokens of a tile."""
         return max(MIN_TILE, min(settings["tokens"], pl.next_power_of_2(self.T)))
 
+    def widest(self, settings: Mapping[str, int]) -> int:
+        """Bytes of the largest tile of a matrix that a program multiplies."""
+        block = min(settings.get("block", 0), pl.next_power_of_2(self.D))
+        chunk = min(settings["chunk"], self.part)
+        return max(block, chunk, self.columns) * self.part * self.dtype.itemsize
+
     def call(self, kernel, settings: Mapping[str, int], tokens: int, outputs):
         return pl.pallas_call(
             kernel,
             grid=(pl.cdiv(self.T, tokens),),
             out_shape=outputs,
-            compiler_params=tuned.compiler_params(settings),
+            compiler_params=tuned.compiler_params(settings, own=self.widest(settings)),
             interpret=self.interpret,
         )
 

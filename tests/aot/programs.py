@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from zaya_jax.aot import Program
+from zaya_jax.aot import Program, timing
 
 
 def shape(*sizes: int, dtype=jnp.bfloat16, sharding=None) -> jax.ShapeDtypeStruct:
@@ -94,6 +94,17 @@ def scanned() -> Program:
         return jax.lax.scan(lambda x, w: (tiled_matmul(x, w, 32), None), x, weights)[0]
 
     return Program(run, (shape(64, 64), shape(4, 64, 64)))
+
+
+def product() -> Program:
+    """XLA's own, of float32."""
+    return Program(lambda a, b: a @ b, (shape(512, 512, dtype=jnp.float32),) * 2)
+
+
+def repeated() -> Program:
+    """As `timing` times a kernel and what XLA does before it."""
+    call = timing.repeated(lambda a, b: tiled_matmul(a @ b, b, 32), 8)
+    return Program(call, (shape(64, 64), shape(64, 64)))
 
 
 def sharded(mesh) -> Program:

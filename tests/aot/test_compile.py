@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from zaya_jax.aot import Job, roofline
 
 
@@ -39,10 +41,31 @@ def test_too_much_shared_memory_is_refused_with_the_limit(compiler):
 
 
 def test_float32_at_reduced_precision_is_told(compiler):
-    report = compiler.compile(job("matmul", arguments={"dtype": "float32"}, want_kernels=True))
+    arguments = {"dtype": "float32", "precision": "default"}
+    report = compiler.compile(job("matmul", arguments=arguments, want_kernels=True))
     [launch] = report.launches
     problems = list(roofline.broken_limits(report.kernel("matmul"), launch, compiler.target))
     assert any("TF32" in problem for problem in problems)
+
+
+def test_float32_is_multiplied_as_launch_py_has_it(compiler):
+    """At full precision, where nobody asks for another."""
+    report = compiler.compile(job("matmul", arguments={"dtype": "float32"}, want_kernels=True))
+    [launch] = report.launches
+    assert set(launch.counts.matrix) == {"float32"}
+    report = compiler.compile(job("product", want_hlo=True))
+    assert re.search("operand_precision[^ ]*highest", report.hlo, re.IGNORECASE), report.hlo
+
+
+def test_what_is_timed_is_done_in_every_round(compiler):
+    """XLA neither takes it out of the loop nor drops it, although its arguments never change and
+    nobody reads any but the last result."""
+    report = compiler.compile(job("repeated", want_hlo=True))
+    assert report.ok, report.error
+    assert '"known_trip_count":{"n":"8"}' in report.hlo  # the host need not ask in each round
+    body, entry = report.hlo.split("\nENTRY ")
+    for step in ('="__gpu$xla.gpu.triton"', "while/body/closed_call/dot_general"):
+        assert step in body and step not in entry
 
 
 def test_a_scanned_layer_is_counted_once_and_multiplied(compiler):

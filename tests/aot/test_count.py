@@ -56,6 +56,8 @@ def test_known_lengths_bound_the_loops(lengths):
     assert launch.counts.exact
     assert launch.counts.stores == rows * 32 * 2
     assert launch.counts.reads[0] == rows * 32 * 2
+    # Nor has anything to be moved of what is not read.
+    assert launch.least_bytes == 2 * rows * 32 * 2 + len(lengths) * 4
 
 
 def test_unknown_lengths_are_not_guessed():

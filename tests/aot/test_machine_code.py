@@ -92,6 +92,26 @@ ENTRY %main (x: f32[8]) -> (f32[8], s32[]) {
     }
 
 
+def test_operands_and_results_of_matrix_products_but_not_those_of_our_kernels():
+    hlo = """
+%fused (p: bf16[6,5], q: bf16[5,7]) -> f32[6,7] {
+  %p = bf16[6,5]{1,0} parameter(0)
+  %q = bf16[5,7]{1,0} parameter(1)
+  ROOT %dot.1 = f32[6,7]{1,0} dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: bf16[4,8], y: bf16[8,2]) -> f32[4,2] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %y = bf16[8,2]{1,0} parameter(1)
+  %ours = f32[99,98]{1,0} custom-call(%x, %y), custom_call_target="__gpu$xla.gpu.triton"
+  %c = (f32[4,2]{1,0}, s8[256]{0}) custom-call(%x, %y), custom_call_target="__cublas$lt$matmul"
+  ROOT %out = f32[4,2]{1,0} get-tuple-element(%c), index=0
+}
+"""
+    shapes = {(6, 5), (5, 7), (6, 7), (4, 8), (8, 2), (4, 2)}
+    assert machine_code.matmuls_of(hlo) == shapes
+
+
 def test_bytes_of_the_steps_around_kernels():
     hlo = """
 %fused (p: f32[8]) -> f32[8] {

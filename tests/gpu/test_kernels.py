@@ -1,7 +1,8 @@
-"""On a GPU: every Triton kernel, as it is compiled there, beside its op's definition.
+"""On a GPU: every Triton kernel with the settings of `tuned.json`, beside its op's definition.
 
-`make test-gpu` runs these; everywhere else they are skipped. The interpreted twins are in
-`tests/pallas_kernels`, whose fixture would have these interpreted too.
+`make test-gpu` runs these; everywhere else they are skipped. It also runs the tests of kernels in
+`tests/pallas_kernels`, most of which take settings of their own, with which a small call has many
+tiles.
 """
 
 from __future__ import annotations

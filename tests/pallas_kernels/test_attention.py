@@ -24,15 +24,14 @@ FAST = sorted(set(IMPLEMENTATIONS) - {"reference"})
 # rounded before their matmuls, the result after, each by at most 2^-9; errors of many terms average
 # out, so four of them (8e-3) would bound one term's path and 2e-2 leaves room for the sum of few.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}
-# Blocks of kernels that are interpreted: many of them in a short row, none dividing it.
+# Blocks of kernels: many of them in a short row, none dividing it.
 BLOCKS = {"rows": 16, "keys": 16, "num_warps": 4, "num_stages": 1}
 KERNELS = [k + d for k in ("forward", "backward_rows", "backward_keys") for d in ("", "_float32")]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def interpreted():
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setenv(interpret.VARIABLE, "1")
+def small_blocks():
+    with contextlib.ExitStack() as stack:
         for kernel in KERNELS:
             stack.enter_context(tuned.trying("attention", kernel, BLOCKS))
         yield
@@ -127,6 +126,7 @@ def test_agrees_with_the_reference(
 
 
 # What kernels depend on beside data, each drawn shape of which takes seconds to interpret.
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("S", "T", "K", "G", "C", "dtype", "options"),
     [
@@ -153,10 +153,13 @@ def test_kernels_agree_with_the_reference(S, T, K, G, C, dtype, options, seed, k
     check("triton", arrays, segment_ids, rng.integers(0, T - S + 1), **options)
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("blocks", [None, {"rows": 16, "keys": 32}])
 def test_kernels_on_one_token(blocks):
     """With the settings of the GPU, whose blocks are larger than everything, and others."""
-    chosen = BLOCKS | blocks if blocks else tuned.table("attention")["rocm"]["forward_float32"]
+    known = tuned.table("attention")
+    own = known.get(dispatch.platform(), known["rocm"])
+    chosen = BLOCKS | blocks if blocks else own["forward_float32"]
     q, k, v, _ = draw(0, 2, 1, 6, 2, 16, jnp.float32)
     with tuned.trying("attention", "forward_float32", chosen):
         out, lse = triton.attention(q, k, v, return_lse=True)
@@ -399,7 +402,7 @@ def test_tiling_covers_a_row_with_little_padding(S, more):
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_kernels_lower_for_a_gpu(platform, dtype, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     arrays = draw(0, 1, 100, 6, 2, 64, jnp.dtype(dtype))
 
     def loss(q, k, v, ids):

@@ -24,18 +24,12 @@ from pallas_kernels.cca_mix import (
 )
 from tests.pallas_kernels.agreement import assert_close, evaluate, widened
 
-# Relative to the largest entry. float32: sums of at most 2 C = 32 terms, divided by a length that
+# Relative to the largest entry. float32: sums of at most 2 C = 128 terms, divided by a length that
 # may be small. bfloat16: latents, convolutions and outputs round 2^-9 each, and a short vector's
 # direction feels it in full.
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 4e-2}
 ROPE = (5, 6)  # cos and sin: nothing learns through the tables
-
-
-@pytest.fixture(autouse=True, scope="module")
-def interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(interpret.VARIABLE, "1")
-        yield
+C = 64  # channels of kernels' heads: the fewest that are compiled where half of them are rotated
 
 
 def fixed_tables(run):
@@ -198,6 +192,7 @@ def test_a_mix_that_the_kernel_lacks_is_told_or_left_to_another_implementation()
 slow = pytest.mark.slow
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("dtype", "shape", "heads", "kernels", "with_state"),
     [
@@ -212,8 +207,8 @@ slow = pytest.mark.slow
     ],
 )
 def test_kernel_agrees_with_the_definition(dtype, shape, heads, kernels, with_state):
-    small = {"tokens": 16, "chunk": 8, "num_warps": 4, "num_stages": 1}
-    sums = {"tokens": 16, "steps": 2, "columns": 8, "num_warps": 4, "num_stages": 1}
+    small = {"tokens": 16, "chunk": 16, "num_warps": 4, "num_stages": 1}
+    sums = {"tokens": 16, "steps": 2, "columns": 32, "num_warps": 4, "num_stages": 1}
     suffix = "_float32" * (dtype == "float32")
     with (
         tuned.trying("cca_mix", f"forward{suffix}", small),
@@ -222,9 +217,10 @@ def test_kernel_agrees_with_the_definition(dtype, shape, heads, kernels, with_st
         tuned.trying("cca_mix", f"correlate{suffix}", sums),
     ):
         drawn = dict(shape=shape, heads=heads, kernels=kernels, with_state=with_state)
-        check("triton", *example.draw(5, jnp.dtype(dtype), **drawn, channels=16))
+        check("triton", *example.draw(5, jnp.dtype(dtype), **drawn, channels=C))
 
 
+@pytest.mark.kernel
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("channels", [64, 128])
@@ -237,11 +233,11 @@ def test_kernel_agrees_at_the_widths_and_settings_that_are_compiled(channels, dt
     check("triton", args, options)
 
 
-def one_token(seed, rows, dtype="float32", heads=(2, 1), kernels=(2, 2), room=3):
+def one_token(seed, rows, dtype="float32", heads=(2, 1), kernels=(2, 2), room=3, channels=C):
     """A token a row and a cache: `(tokens, cache, options)`; the first row rests."""
-    drawn = dict(shape=(rows, 1), heads=heads, kernels=kernels, with_state=True, channels=16)
+    drawn = dict(shape=(rows, 1), heads=heads, kernels=kernels, with_state=True, channels=channels)
     (*tokens, state), options = example.draw(seed, jnp.dtype(dtype), **drawn)
-    shape = (rows, heads[1], room, 16)
+    shape = (rows, heads[1], room, channels)
     return tokens, Cache(jnp.full(shape, 3, dtype), jnp.full(shape, 4, dtype), state), options
 
 
@@ -291,8 +287,9 @@ def test_pages_are_read_and_written_where_they_lie(implementation):
     read, write = jnp.array([0, 4, 2], jnp.int32), jnp.array([0, 4, 5], jnp.int32)
     pool = jax.tree.map(lambda x: jnp.full((6, *x.shape[1:]), 7, x.dtype).at[read].set(x), cache)
     found, pool_after = run(*tokens, pool, Place(slot, live, (read, write)))
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(pool_after.keys[4], after.keys[1])
+    # Two programs: compilers may join multiplications and additions differently.
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(pool_after.keys[4], after.keys[1], atol=1e-6)
     np.testing.assert_array_equal(pool_after.values[5, :, 0], after.values[2, :, 0])
     untouched = jnp.array([1, 2, 3])
     for new, old in zip(jax.tree.leaves(pool_after), jax.tree.leaves(pool), strict=True):
@@ -305,7 +302,7 @@ def test_pages_are_read_and_written_where_they_lie(implementation):
 def test_decodes_as_it_reads_a_row(implementation):
     """Token by token, each from the cache that the one before wrote, gives what a row gives."""
     (q, k, current, delayed, weights, cos, sin, positions, _), options = example.draw(
-        0, jnp.float32, shape=(2, 5), heads=(2, 1), channels=16
+        0, jnp.float32, shape=(2, 5), heads=(2, 1), channels=C
     )
     whole_q, whole_k, whole_v = jax.jit(lambda *args: reference.cca_mix(*args, **options))(
         q, k, current, delayed, weights, cos, sin, positions
@@ -313,7 +310,7 @@ def test_decodes_as_it_reads_a_row(implementation):
     past = weights.depthwise.shape[0] + weights.grouped.shape[0] - 2
     width = q.shape[-1] + k.shape[-1]
     state = State(jnp.zeros((2, past, width)), jnp.zeros((2, delayed.shape[-1])))
-    cache = Cache(*(jnp.zeros((2, 1, 5, 16)) for _ in range(2)), state)
+    cache = Cache(*(jnp.zeros((2, 1, 5, C)) for _ in range(2)), state)
     run = jax.jit(lambda *args: DECODE[implementation](*args, **options))
     for t in range(5):
         now = [x[:, t : t + 1] for x in (q, k, current, delayed)]
@@ -328,7 +325,7 @@ def test_decodes_as_it_reads_a_row(implementation):
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 @pytest.mark.parametrize("paged", [False, True])
 def test_a_token_and_its_cache_are_one_launch_in_place(platform, paged, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     (*tokens, state), options = example.draw(0, jnp.bfloat16, shape=(8, 1), with_state=True)
     cache = Cache(*(jnp.zeros((8, 2, 4, 64), jnp.bfloat16) for _ in range(2)), state)
     rows = jnp.zeros(8, jnp.int32)
@@ -344,7 +341,7 @@ def test_a_token_and_its_cache_are_one_launch_in_place(platform, paged, monkeypa
 
 
 def test_says_what_decoding_lacks():
-    tokens, cache, options = one_token(0, 2)
+    tokens, cache, options = one_token(0, 2, channels=16)
     place = Place(jnp.zeros(2, jnp.int32), jnp.ones(2, bool))
     with pytest.raises(ValueError, match="one token a row, not 19"):
         args, _ = example.draw(0, jnp.float32)
@@ -363,7 +360,7 @@ def test_says_what_decoding_lacks():
 @pytest.mark.parametrize("implementation", ["triton", "xla"])
 def test_zeros_have_finite_gradients(implementation):
     """Padding can be all zeros; the L2 norm's gradient there must not be NaN."""
-    args, options = example.draw(0, jnp.float32, shape=(1, 9), heads=(2, 1), channels=16)
+    args, options = example.draw(0, jnp.float32, shape=(1, 9), heads=(2, 1), channels=C)
     zero = [jnp.zeros_like(x) for x in args[:4]]
     weights = jax.tree.map(jnp.zeros_like, args[4])
 
@@ -385,15 +382,108 @@ def test_says_what_the_kernel_lacks():
         cca_mix(*few, **options, implementation="triton")
     with pytest.raises(ValueError, match="not float16"):
         cca_mix(args[0].astype(jnp.float16), *args[1:], **options, implementation="triton")
-    for place, name in ((5, "cos"), (7, "positions")):  # what broadcasts would be read wrongly
-        one = [x[:1] if i == place else x for i, x in enumerate(args)]
-        with pytest.raises(ValueError, match=f"{name} must begin with"):
-            cca_mix(*one, **options)
+
+
+NAMES = ("q", "k", "v_current", "v_delayed", "weights", "cos", "sin", "positions", "state")
+
+
+def changed(values: dict, path: str, shape: tuple[int, ...] | None) -> dict:
+    """`values` with an array of another shape, or None, at `path`: a name, or one and a field."""
+    name, _, field = path.partition(".")
+    new = None if shape is None else jnp.zeros(shape)
+    return values | {name: values[name]._replace(**{field: new}) if field else new}
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "told"),
+    [
+        # Query head 2 of k's two would be in no group, and was never written.
+        ("q", (2, 5, 48), r"q's heads must be a multiple of k's; got q \(2, 5, 48\), k \(2, 5, "),
+        # Weights of 6 query heads: the keys' were read from those of queries.
+        ("q", (2, 5, 96), r"weights.depthwise must be \[2, 128\]; got \(2, 96\)"),
+        ("weights.grouped", (2, 8, 16, 16), r"must be \[2, 6, 16, 16\]; got \(2, 8, 16, 16\)"),
+        ("weights.grouped", (2, 6, 16, 8), r"must be \[2, 6, 16, 16\]; got \(2, 6, 16, 8\)"),
+        ("weights.grouped_bias", (32,), r"weights.grouped_bias must be \[96\]; got \(32,\)"),
+        ("weights.depthwise", (2, 64), r"weights.depthwise must be \[2, 96\]; got \(2, 64\)"),
+        ("weights.depthwise_bias", (64,), r"weights.depthwise_bias must be \[96\]; got \(64,\)"),
+        ("weights.depthwise_bias", None, "weights.depthwise has a bias, or both are None"),
+        ("weights.temperature", (3,), r"k must have channels for K heads; got .* \(3,\)"),
+        ("weights.temperature", (4,), r"weights.grouped must be \[2, 12, 8, 8\]"),
+        ("q", (2, 5), r"want q \[B, S, H \* C\].* got q \(2, 5\)"),
+        ("k", (1, 5, 32), r"k must be \[2, 5, 32\]; got \(1, 5, 32\)"),
+        ("v_current", (2, 5, 32), r"v_current must be \[2, 5, 16\]; got \(2, 5, 32\)"),
+        ("v_delayed", (2, 5, 8), r"v_delayed must be \[2, 5, 16\]; got \(2, 5, 8\)"),
+        ("cos", (1, 5, 4), r"cos must be \[2, 5, 4\]; got \(1, 5, 4\)"),
+        ("cos", (2, 5, 9), r"with n up to 8, half of a head; got \(2, 5, 9\)"),
+        ("sin", (2, 5, 2), r"sin must be \[2, 5, 4\]; got \(2, 5, 2\)"),
+        ("positions", (1, 5), r"positions must be \[2, 5\]; got \(1, 5\)"),
+        ("state.qk", (2, 2, 64), r"state.qk must be \[2, 2, 96\]; got \(2, 2, 64\)"),
+        ("state.qk", (2, 1, 96), r"state.qk must be \[2, 2, 96\]; got \(2, 1, 96\)"),
+        ("state.v_delayed", (2, 8), r"state.v_delayed must be \[2, 16\]; got \(2, 8\)"),
+        ("state.v_delayed", None, r"a value shift wants state.v_delayed \[2, 16\]; got None"),
+    ],
+)
+def test_refuses_widths_that_do_not_fit(path, shape, told):
+    """Kernels would read other memory, or leave some of the result unwritten."""
+    args, options = example.draw(
+        0, jnp.float32, shape=(2, 5), heads=(4, 2), channels=16, with_state=True
+    )
+    call = changed(dict(zip(NAMES, args, strict=True)), path, shape)
+    with pytest.raises(ValueError, match=f"^cca_mix: .*{told}"):
+        cca_mix(**call, **options)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize(
+    ("path", "shape", "told"),
+    [
+        ("q", (3, 1, 24), r"q's heads must be a multiple of k's"),
+        ("k", (3, 1, 32), r"v_current must be \[3, 1, 16\]; got \(3, 1, 8\)"),
+        ("weights.grouped", (2, 5, 16, 16), r"must be \[2, 3, 16, 16\]; got \(2, 5, 16, 16\)"),
+        ("v_delayed", (3, 1, 16), r"v_delayed must be \[3, 1, 8\]; got \(3, 1, 16\)"),
+        ("cache.keys", (3, 2, 3, 16), r"keys must be \[3, 1, 3, 16\]; got \(3, 2, 3, 16\)"),
+        ("cache.keys", (3, 1, 16), r"cache.keys must be \[B, K, T, C\]; got \(3, 1, 16\)"),
+        ("cache.values", (3, 1, 2, 16), r"cache.values must be \[3, 1, 3, 16\]"),
+        ("place.slot", (2,), r"place.slot must be \[3\]; got \(2,\)"),
+        ("place.live", (4,), r"place.live must be \[3\]; got \(4,\)"),
+    ],
+)
+def test_decoding_refuses_widths_that_do_not_fit(path, shape, told, paged):
+    tokens, cache, options = one_token(0, 3, channels=16)
+    rows = jnp.zeros(3, jnp.int32)
+    place = Place(rows, jnp.ones(3, bool), (rows, rows) if paged else None)
+    call = dict(zip(NAMES[:8], tokens, strict=True)) | {"cache": cache, "place": place}
+    with pytest.raises(ValueError, match=f"^cca_mix_decode: .*{told}"):
+        cca_mix_decode(**changed(call, path, shape), **options)
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (((3, 2, 48), (2, 8)), r"state.v_delayed must be \[3, 8\]; got \(2, 8\)"),
+        (((3, 2, 32), (3, 8)), r"state.qk must be \[3, 2, 48\]; got \(3, 2, 32\)"),
+        (((3, 2, 48), None), r"a value shift wants state.v_delayed \[3, 8\]; got None"),
+    ],
+)
+def test_decoding_refuses_a_state_that_does_not_fit(state, told):
+    tokens, cache, options = one_token(0, 3, channels=16)
+    cache = cache._replace(state=State(*(None if x is None else jnp.zeros(x) for x in state)))
+    place = Place(jnp.zeros(3, jnp.int32), jnp.ones(3, bool))
+    with pytest.raises(ValueError, match=f"^cca_mix_decode: {told}"):
+        cca_mix_decode(*tokens, cache, place, **options)
+
+
+def test_decoding_refuses_pages_of_other_rows():
+    tokens, cache, options = one_token(0, 3, channels=16)
+    rows = jnp.zeros(3, jnp.int32)
+    place = Place(rows, jnp.ones(3, bool), (rows, rows[:2]))
+    with pytest.raises(ValueError, match=r"place.pages\[1\] must be \[3\]; got \(2,\)"):
+        cca_mix_decode(*tokens, cache, place, **options)
 
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 def test_lowers_for_a_gpu_forward_and_backward(platform, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     args, options = example.draw(0, jnp.bfloat16, shape=(2, 50), channels=64)
 
     def loss(arrays, weights):

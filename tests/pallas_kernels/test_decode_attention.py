@@ -26,19 +26,17 @@ FAST = sorted(set(IMPLEMENTATIONS) - {"reference"})
 # Absolute: results are means of values of order one. float32: sums of some thousand terms at most.
 # bfloat16: probabilities and the result are rounded, each by 2^-9 of values up to four.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}
-# Of kernels that are interpreted: several splits of several blocks in a short cache.
+# Of kernels: several splits of several blocks in a short cache.
 SETTINGS = {"keys": 16, "programs": 16, "num_warps": 4, "num_stages": 1}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(interpret.VARIABLE, "1")
-        with (
-            tuned.trying("decode_attention", "split", SETTINGS),
-            tuned.trying("decode_attention", "split_float32", SETTINGS),
-        ):
-            yield
+def several_splits():
+    with (
+        tuned.trying("decode_attention", "split", SETTINGS),
+        tuned.trying("decode_attention", "split_float32", SETTINGS),
+    ):
+        yield
 
 
 def draw(seed: int, B: int, H: int, K: int, T: int, C: int, dtype) -> list[jax.Array]:
@@ -101,6 +99,7 @@ def quantized(cache: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
 
 
 # What kernels depend on beside data, each of which takes a second to interpret.
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("K", "G", "T", "window", "dtype", "room", "quantization"),
     [
@@ -179,6 +178,7 @@ def test_portable_pages_are_visited_in_chunks_whose_number_changes_no_bit(room, 
         assert not np.delete(np.asarray(alone), row, 0).any()
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("programs", [1, 1000])
 def test_one_split_or_as_many_as_there_are_blocks_for(programs):
     q, k, v = draw(7, 2, 4, 2, 256, 16, jnp.float32)
@@ -195,7 +195,7 @@ def test_one_split_or_as_many_as_there_are_blocks_for(programs):
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 def test_kernels_lower_for_a_gpu(platform, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     q, k, v = draw(0, 2, 6, 2, 2048, 64, jnp.float32)
     with dispatch.compiling_for(platform):
         traced = jax.jit(decode_attention).trace(q, k, v, jnp.ones(2, jnp.int32))
@@ -347,6 +347,32 @@ def test_says_what_the_kernels_lack():
     for args, own_scales, message in refusals:
         with pytest.raises(ValueError, match=f"'triton' does not take this call: {message}"):
             decode_attention(*args, ones, scales=own_scales, implementation="triton")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pages", "lack"),
+    [
+        ("int8", 2**16, None),  # offsets up to 2^31 - 1
+        ("int8", 2**16 + 1, "2 GiB"),
+        ("float8_e4m3fn", 2**17, "4 GiB"),
+        ("int8", 2**17 + 1, None),  # more than 2^32 bytes: offsets have 64 bits
+        ("bfloat16", 2**16 + 1, None),
+    ],
+)
+@pytest.mark.parametrize("paged", [True, False])
+def test_caches_whose_offsets_would_overflow_go_to_xla(dtype, pages, lack, paged):
+    """Of more than 2^31 numbers of a byte; nothing is allocated."""
+    shape, B = jax.ShapeDtypeStruct, 4 if paged else pages
+    cache, ints = shape((pages, 2, 128, 128), dtype), shape((B,), jnp.int32)
+    scales = None if dtype == "bfloat16" else (shape(cache.shape[:3], jnp.float32),) * 2
+    table = shape((B, 8), jnp.int32) if paged else None
+    args = shape((B, 4, 128), jnp.bfloat16), cache, cache, ints
+    options = {"pages": table, "scales": scales}
+    told = f"caches of up to 2 GiB in numbers of one byte, or of more than 4, not {lack}"
+    assert triton.supports(*args, **options) == (told if lack else None)
+    with dispatch.compiling_for("cuda"):
+        jaxpr = jax.make_jaxpr(lambda args, options: decode_attention(*args, **options))
+        assert ("pallas_call" in str(jaxpr(args, options))) == (lack is None)
 
 
 def test_refuses_a_window_of_nothing():

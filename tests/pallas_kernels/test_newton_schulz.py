@@ -19,13 +19,6 @@ TOLERANCE = {"float64": 1e-11, "float32": 1e-4, "bfloat16": 6e-2}
 KERNELS = ("gram", "factor", "apply")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(interpret.VARIABLE, "1")
-        yield
-
-
 def run(implementation, x, products=None, iterations=5):
     call = jax.jit(
         lambda x: newton_schulz(x, iterations, products=products, implementation=implementation)
@@ -59,6 +52,7 @@ def test_agrees_with_the_definition(implementation, dtype, products, shape, monk
     assert_close(found, expected, TOLERANCE[products or found.dtype.name], floor=1e-3)
 
 
+@pytest.mark.kernel
 def test_the_kernels_settings_cut_what_they_are_given():
     """With the settings of `tuned.json`, and more than one tile a side."""
     x = Draws(2).normal((130, 200))
@@ -75,7 +69,7 @@ def test_the_symmetric_product_is_exactly_symmetric(monkeypatch):
 
 def test_only_one_triangle_of_tiles_is_multiplied_out(monkeypatch):
     """The grid of a symmetric product has n (n + 1) / 2 programs, not n^2."""
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     x = jax.ShapeDtypeStruct((3, 256, 512), jnp.float32)
     with dispatch.compiling_for("cuda"):
         tiles = 256 // tuned.settings("newton_schulz", "gram_float32")["block"]
@@ -96,7 +90,7 @@ def test_singular_values_are_near_one_and_zeros_stay_zero(implementation):
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 @pytest.mark.parametrize("products", [None, jnp.bfloat16])
 def test_lowers_for_a_gpu_and_never_to_tf32(platform, products, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     x = jax.ShapeDtypeStruct((2, 100, 64), jnp.float32)
     with dispatch.compiling_for(platform):
         traced = jax.jit(lambda x: newton_schulz(x, products=products)).trace(x)

@@ -18,19 +18,13 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
 TILES = {"rows": 32, "columns": 32, "depth": 32, "num_warps": 4, "num_stages": 1}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(interpret.VARIABLE, "1")
-        yield
-
-
 def draw(dtype, tokens, hidden, widths):
     draws = Draws(tokens, jnp.dtype(dtype))
     weights = tuple(draws.normal((hidden, width), hidden**-0.5) for width in widths)
     return draws.normal((tokens, hidden)), weights
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("dtype", "tokens", "hidden", "widths"),
     [
@@ -85,7 +79,7 @@ def test_quantized_matrices_of_a_gpu_are_those_that_are_meant(platform):
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 def test_is_one_launch_and_nothing_else(platform, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     args, _ = example.draw(0, jnp.bfloat16)
     with dispatch.compiling_for(platform):
         text = jax.jit(lambda *args: projections(*args)).trace(*args)

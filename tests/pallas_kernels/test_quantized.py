@@ -25,18 +25,12 @@ from pallas_kernels.quantized import (
     unpack,
 )
 from pallas_kernels.shapes import FORMS
-from tests.pallas_kernels.agreement import few_examples
+from tests.pallas_kernels.agreement import few_examples, widened
 
-# Of the largest entry. No weight is rounded by any implementation, so these are the bounds of the
-# plain experts: sums in float32, activations rounded to x's dtype three times.
+# Of the largest entry of the definition in float32. No weight is rounded by any implementation, so
+# these are the bounds of the plain experts: sums in float32, activations rounded to x's dtype three
+# times, the product with the probability once more.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(interpret.VARIABLE, "1")
-        yield
 
 
 @few_examples
@@ -96,7 +90,7 @@ def assert_agrees(implementation, args):
     dtype = args[0].dtype
     run = jax.jit(experts, static_argnames="implementation")
     found = run(*args, implementation=implementation)
-    expected = run(*args, implementation="reference")
+    expected = run(*widened(args[:3]), *args[3:], implementation="reference")
     assert found.dtype == dtype
     error = np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max()
     assert error <= TOLERANCE[dtype.name] * max(1, np.abs(expected).max())
@@ -198,10 +192,30 @@ def test_says_what_it_does_not_take():
         experts(x, index, weight, *odd, implementation="triton")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("experts_taken", [True, False])
+def test_weights_whose_offsets_would_overflow_go_to_xla(kind, experts_taken):
+    """Of more than 2^31 bytes and up to 2^32; nothing is allocated."""
+    shape, rows = jax.ShapeDtypeStruct, 2048 if kind in ("int8", "fp8") else 4096
+    least = 2**31 // (2048 * 4096)  # experts whose gate_up has 2^31 bytes
+    E = least if experts_taken else least + 1
+    weights = [
+        jax.eval_shape(lambda w: quantize(w, kind, 32), shape((E, *sides), jnp.float32))
+        for sides in ((rows, 4096), (2048, rows))
+    ]
+    args = (shape((8, rows), jnp.bfloat16), shape((8, 1), jnp.int32), shape((8, 1), jnp.bfloat16))
+    lack = triton.supports(*args, *weights)
+    told = f"{kind} weights of up to 2 GiB in numbers of one byte, or of more than 4, not 2.01 GiB"
+    assert lack == (None if experts_taken else told)
+    with dispatch.compiling_for("cuda"):
+        taken = "pallas_call" in str(jax.make_jaxpr(lambda *args: experts(*args))(*args, *weights))
+    assert taken == experts_taken
+
+
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 @pytest.mark.parametrize("form", ["decode_8", "prefill"])
 def test_lowers_for_a_gpu(platform, form, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     calls = example.shapes_8b(FORMS[form])
     for kind in KINDS:
         with dispatch.compiling_for(platform):

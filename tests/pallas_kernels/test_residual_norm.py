@@ -21,13 +21,6 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 FAST = sorted(name for name in IMPLEMENTATIONS if name != "reference")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(interpret.VARIABLE, "1")
-        yield
-
-
 def draw(seed: int, T: int, D: int, dtype, policy: str, scaled: bool = True, normed: bool = True):
     """A call in the dtypes of a numerics policy (see `zaya_jax.model.numerics`)."""
     draws, wide = Draws(seed, dtype), jnp.promote_types(dtype, jnp.float32)
@@ -69,6 +62,7 @@ def test_agrees_with_the_definition(implementation, dtype, seed, T, D, policy, s
     check(implementation, *draw(seed, T, D, jnp.dtype(dtype), policy, scaled, normed))
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("kernel_rows", [1, 4])
 def test_programs_of_several_steps_agree_with_the_definition(kernel_rows, monkeypatch):
     """The shares of many programs, the last one partly beyond the end, add up."""
@@ -81,6 +75,7 @@ def test_programs_of_several_steps_agree_with_the_definition(kernel_rows, monkey
         check("triton", *draw(0, 37, 24, jnp.dtype("float32"), "training"))
 
 
+@pytest.mark.kernel
 def test_leading_axes_are_kept():
     (mixer, stream, *parameters), options = draw(0, 6, 16, jnp.dtype("float32"), "training")
     flat = IMPLEMENTATIONS["triton"](mixer, stream, *parameters, **options)
@@ -91,6 +86,7 @@ def test_leading_axes_are_kept():
     np.testing.assert_array_equal(deep[1].reshape(6, 16), flat[1])
 
 
+@pytest.mark.kernel
 def test_adds_the_bias_before_the_scale():
     one = jnp.ones((1, 4))
     scales = tuple(jnp.full(4, v) for v in (2.0, 3.0, 5.0, 7.0))
@@ -129,7 +125,7 @@ def test_shapes_that_do_not_fit_are_told():
 
 @pytest.mark.parametrize("platform", ["rocm", "cuda"])
 def test_lowers_for_a_gpu_forward_and_backward(platform, monkeypatch):
-    monkeypatch.delenv(interpret.VARIABLE)
+    monkeypatch.delenv(interpret.VARIABLE, raising=False)
     (mixer, *rest), options = draw(0, 100, 48, jnp.dtype("bfloat16"), "training")
 
     def loss(args):

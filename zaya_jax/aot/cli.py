@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,9 +29,6 @@ from zaya_jax.errors import UserError, hint
 from zaya_jax.train.progress import Progress, clock
 
 FLAGS = flags.FLAGS
-
-# Where `--tune` searches if no form is named.
-TUNED_AT = ("train_4k", "decode_8")
 
 HEAD = (
     f"{'kernel':<36} {'form':<11} {'regs':>4} {'spill':>5} {'scr':>3} {'shared':>7} {'occ':>4} "
@@ -51,7 +48,7 @@ class Row:
       gflop: of matrix products and vector operations together.
       megabytes: that memory moves, by `Launch.traffic`.
       behind_l2: megabytes that the L2s do not keep; a larger cache may.
-      minimum: megabytes of the launch's operands and results, each once.
+      minimum: megabytes of what the launch reads of its operands, each once, and of its results.
       least_us: the roofline, with `minimum` and the counted arithmetic.
       problems: what keeps it from passing.
     """
@@ -111,33 +108,36 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Prints the tables; 0 if every kernel passes, else 1."""
     del argv
-    targets = [target_of(name) for name in FLAGS.target]
+    targets = [target_of(name) for name in _chosen("target", FLAGS.target, TARGETS)]
     have = kernels.ops_with_kernels()
-    ops = _chosen("op", FLAGS.op, have) if FLAGS.op else have
+    ops = have if FLAGS.op is None else _chosen("op", FLAGS.op, have)
     forms = _chosen("form", FLAGS.form, FORMS)
-    if not ops:
-        print("no op has a kernel")
-        return 0
-    calls = [name for op in ops for name in kernels.names(op, forms)]
+    calls = _calls(ops, forms)
     if FLAGS.time and not FLAGS.tune:
         raise UserError("--time lets the attached GPU choose among settings: it goes with --tune")
     for target in targets if FLAGS.time else ():
         timing.require_attached(target)
     compilers = [Compiler(target) for target in targets]  # raises before anything is compiled
     if FLAGS.tune:
+        asked = forms if FLAGS["form"].present else None
         for compiler, op in itertools.product(compilers, ops):
-            tuning = forms if FLAGS["form"].present else list(TUNED_AT)
-            findings = tune.tune(compiler, op, tuning, _say, timed=FLAGS.time)
-            tune.write(op, compiler.target.platform, findings)
+            # Each finding is kept at once: a device that fails may take this process along.
+            for finding in tune.tune(compiler, op, asked, _say, timed=FLAGS.time):
+                tune.write(op, compiler.target.platform, [finding])
     told = _Told(len(calls) * len(targets))
+    seconds = [SecondOpinion(compiler.target, compiler.python) for compiler in compilers]
     with ThreadPoolExecutor(len(targets)) as pool:
-        jobs = [pool.submit(_rows, compiler, calls, FLAGS.second, told) for compiler in compilers]
+        jobs = [
+            pool.submit(_rows, compiler, calls, second, FLAGS.second, told)
+            for compiler, second in zip(compilers, seconds, strict=True)
+        ]
         try:
             found = [job.result() for job in jobs]
         except BaseException:  # Ctrl-C: what is being compiled ends, and nothing begins
             told.stopped.set()
-            for compiler in compilers:
+            for compiler, second in zip(compilers, seconds, strict=True):
                 compiler.stop()
+                second.stop()
             raise
     rows: list[Row] = []
     wholes: list[Whole] = []
@@ -236,7 +236,7 @@ def _row(
     problems = list(roofline.broken_limits(kernel, launch, target))
     if call.direction == kernels.FORWARD:
         problems += roofline.too_many_bytes(call.op, launch, target)
-    counts, minimum = launch.counts, sum(launch.sizes)
+    counts, minimum = launch.counts, launch.least_bytes
     matrix = dict(counts.matrix) if counts else {}
     vector = counts.vector if counts else 0.0
     return Row(
@@ -256,11 +256,15 @@ def _row(
 
 
 def _rows(
-    compiler: Compiler, calls: list[kernels.Name], wants_second: bool, told: _Told
+    compiler: Compiler,
+    calls: list[kernels.Name],
+    second: SecondOpinion,
+    wants_second: bool,
+    told: _Told,
 ) -> tuple[list[tuple[list[Row], Whole | None]], dict[str, str]]:
     found = []
     versions: dict[str, str] = {}
-    with compiler, SecondOpinion(compiler.target, compiler.python) as second:
+    with compiler, second:
         for call in calls:
             if told.stopped.is_set():
                 break
@@ -273,11 +277,27 @@ def _rows(
     return found, versions
 
 
-def _chosen(flag: str, asked: list[str], accepted: Iterable[str]) -> list[str]:
+def _chosen(flag: str, asked: list[str], accepted: Collection[str]) -> list[str]:
+    if not asked:
+        raise UserError(f"--{flag}= names nothing; there are: {', '.join(accepted)}")
     for name in asked:
         if name not in accepted:
             raise UserError(f"--{flag}={name}: no such {flag}{hint(name, accepted)}")
     return asked
+
+
+def _calls(ops: list[str], forms: list[str]) -> list[kernels.Name]:
+    """The calls of these ops in these forms; nothing to compile would be no proof of anything."""
+    calls = [name for op in ops for name in kernels.names(op, forms)]
+    if calls:
+        return calls
+    there = [
+        f"{op}: {', '.join(form for form in FORMS if any(kernels.names(op, [form])))}" for op in ops
+    ]
+    raise UserError(
+        f"--form={','.join(forms)}: no call of --op={','.join(ops)} in it; there are: "
+        f"{'; '.join(there)}"
+    )
 
 
 def _line(row: Row) -> str:

@@ -155,6 +155,7 @@ def counted(call: PallasCall, platform: str) -> Launch:
         stages=kernel.stages,
         times=call.times,
         sizes=call.sizes,
+        operands=len(call.operands),
         counts=counts,
         note=note,
         ttir=kernel.text,

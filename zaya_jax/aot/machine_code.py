@@ -362,12 +362,20 @@ def _bodies(text: str, entry: str) -> dict[str, str]:
 
 
 def matmuls_of(hlo: str) -> set[tuple[int, ...]]:
-    """Shapes of results of matrix products that are no Pallas kernel's: of XLA's own, those inside
-    of fusions among them, and of a library's."""
-    own = re.compile(r" = (\S+?)\[([\d,]*)\]\S* (?:dot|ragged-dot)\(")
+    """Shapes of operands and results of matrix products that are no Pallas kernel's: of XLA's own,
+    those inside of fusions among them, and of a library's."""
+    definition = re.compile(r"%([\w.-]+) = \(?\w+\[([\d,]*)\]")
+    own = re.compile(r" = \S+ (?:dot|ragged-dot)\((.*?)\)")
     library = re.compile(
-        r" = \(?\w+\[([\d,]*)\].* custom-call\(.*custom_call_target=\"[^\"]*(?:matmul|gemm)"
+        r" = .* custom-call\((.*?)\).*custom_call_target=\"[^\"]*(?:matmul|gemm)"
     )
-    found = [match[2] for match in own.finditer(hlo)]
-    found += [match[1] for line in hlo.splitlines() if (match := library.search(line))]
-    return {tuple(map(int, filter(None, sizes.split(",")))) for sizes in found}
+    shapes, found = {}, set()
+    for line in hlo.splitlines():
+        if (defined := definition.search(line)) is None:
+            continue
+        shapes[defined[1]] = tuple(map(int, filter(None, defined[2].split(","))))
+        if (product := own.search(line) or library.search(line)) is not None:
+            # Operands stand before what reads them.
+            operands = re.findall(r"%([\w.-]+)", product[1])
+            found |= {shapes[name] for name in (defined[1], *operands) if name in shapes}
+    return found

@@ -84,6 +84,7 @@ class Launch:
       warps, stages: of Triton.
       times: how often the program runs it (the length of scans around it).
       sizes: bytes of its arguments: operands, then results.
+      operands: how many of them are operands.
       counts: None where they cannot be made; `note` then says why.
       ttir: Triton's IR, as text.
     """
@@ -94,9 +95,21 @@ class Launch:
     stages: int
     times: int
     sizes: tuple[int, ...]
+    operands: int
     counts: Counts | None
     note: str
     ttir: str
+
+    @property
+    def least_bytes(self) -> float:
+        """Bytes that have to be moved whatever caches there are: of each operand what is read of
+        it, at most once, and the results. Without counts, all of both."""
+        given, results = self.sizes[: self.operands], sum(self.sizes[self.operands :])
+        if self.counts is None:
+            return float(sum(given) + results)
+        # Of a loop over values that were given a part is read: one expert of 16, a window.
+        read = sum(min(pair) for pair in zip(given, self.counts.reads, strict=False))
+        return read + min(results, self.counts.stores)
 
     def traffic(self, cache_bytes: int, caches: int = 1) -> float:
         """Bytes that one launch moves through the cache of `cache_bytes` from what lies behind it.

@@ -9,7 +9,7 @@ from zaya_jax.aot.report import Kernel, Launch
 from zaya_jax.aot.targets import Target
 
 MOST_MOVED = {"cca_mix": 1.15, "residual_norm": 1.15, "router": 1.15}
-"""Bytes that a forward pass may move, over those of its arguments and results, each once."""
+"""Bytes that a forward pass may move, over the least (`Launch.least_bytes`)."""
 SCHEDULERS = 4  # of a core, each with a quarter of its registers, on both makers' GPUs
 
 
@@ -58,9 +58,9 @@ def too_many_bytes(op: str, launch: Launch, target: Target) -> Iterator[str]:
 
     Counted behind the L2, which is small on MI300X: weights stay there, activations do not.
     """
-    if op not in MOST_MOVED or launch.counts is None or sum(launch.sizes) < 2 * target.l2_bytes:
+    if op not in MOST_MOVED or launch.counts is None or launch.least_bytes < 2 * target.l2_bytes:
         return  # a call this small is in the cache, whatever it does
-    ratio = launch.traffic(target.l2_bytes, target.l2s) / sum(launch.sizes)
+    ratio = launch.traffic(target.l2_bytes, target.l2s) / launch.least_bytes
     if ratio > MOST_MOVED[op]:
         yield f"moves {ratio:.2f} x the least bytes, limit {MOST_MOVED[op]:g}"
 

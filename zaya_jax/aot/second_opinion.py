@@ -31,12 +31,20 @@ class SecondOpinion(contextlib.AbstractContextManager):
     def __init__(self, target: Target, python: str | None = None):
         python = python or wheels.interpreter()
         self._helper = Helper(python, "zaya_jax.aot.second_opinion", [target.name])
+        self._stopped = False
 
     def __exit__(self, *exception: object) -> None:
         self._helper.close()
 
+    def stop(self) -> None:
+        """From another thread: what is being compiled falls, and nothing begins."""
+        self._stopped = True
+        self._helper.kill()
+
     def of(self, launch: Launch) -> Kernel | str:
         """The kernel as triton compiles it, or why it does not."""
+        if self._stopped:
+            return "stopped"
         question = {"ttir": launch.ttir, "warps": launch.warps, "stages": launch.stages}
         try:
             answer = self._helper.ask(question, TIMEOUT)

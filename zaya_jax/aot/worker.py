@@ -50,9 +50,13 @@ def main(arguments: list[str]) -> int:
 
 def prepare(target: Target, folder: Path) -> None:
     """What must be set before jax looks for its backends."""
+    from zaya_jax import platform
+
     os.environ["TMPDIR"] = str(folder / "objects")
+    # As `launch.py` sets it on a GPU, where the user does not: else float32 steps would be TF32.
+    precision = "JAX_DEFAULT_MATMUL_PRECISION"
+    os.environ.setdefault(precision, platform.GPU_ENVIRONMENT[precision])
     if target.platform == "rocm":
-        from zaya_jax import platform
         from zaya_jax.aot import stand_ins
 
         # The code objects are left in TMPDIR, where we read them.
