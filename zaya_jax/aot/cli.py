@@ -69,7 +69,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """All of a call: what our kernels and XLA's steps around them move, beside the least.
+    """All of a call: what our kernels and XLA's steps around them move, beside its arrays.
 
     Attributes:
       megabytes: that memory moves for our kernels.
@@ -89,7 +89,7 @@ class Whole:
     def __str__(self) -> str:
         total = self.megabytes + self.others_megabytes
         return (
-            f"  all of {self.call}: {total / max(self.minimum, 1e-9):.2f} x the least; "
+            f"  all of {self.call}: {total / max(self.minimum, 1e-9):.2f} x its arrays; "
             f"{self.ours} launches of ours {self.megabytes:.2f} MB, "
             f"{self.others} of XLA's {self.others_megabytes:.2f} MB"
         )
