@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
-
 from pallas_kernels.cca_mix.types import Cache, Place, State, Weights
-
-Wanted = Mapping[str, tuple[jax.Array | None, tuple[int, ...]]]  # None where there is no such array
+from pallas_kernels.checks import match
 
 
 class _Sizes(NamedTuple):
@@ -44,7 +40,7 @@ def check_mix(op: str, q, k, v_current, v_delayed, weights: Weights, cos, sin, p
         raise ValueError(
             f"{op}: cos must be [B, S, n] with n up to {C // 2}, half of a head; got {cos.shape}"
         )
-    _match(
+    match(
         op,
         {
             "k": (k, (B, S, K * C)),
@@ -61,7 +57,7 @@ def check_mix(op: str, q, k, v_current, v_delayed, weights: Weights, cos, sin, p
             raise ValueError(f"{op}: weights.{name} has a bias, or both are None; one of them is")
         taps = 1 if weight is None else max((1, *weight.shape[:1]))
         wanted = {f"weights.{name}": (weight, (taps, *inner)), f"weights.{name}_bias": (bias, (N,))}
-        _match(op, wanted)
+        match(op, wanted)
 
 
 def check_state(
@@ -73,7 +69,7 @@ def check_state(
     if value_shift and state.v_delayed is None:
         wanted = [rows, K * C // 2]
         raise ValueError(f"{op}: a value shift wants state.v_delayed {wanted}; got None")
-    _match(
+    match(
         op,
         {
             "state.qk": (state.qk, (rows, weights.past, N)),
@@ -92,7 +88,7 @@ def check_cache(
     rows = B if place.pages is None else cache.keys.shape[0]
     before, after = (None, None) if place.pages is None else place.pages
     shape = (rows, K, cache.keys.shape[2], C)
-    _match(
+    match(
         op,
         {
             "cache.keys": (cache.keys, shape),
@@ -104,9 +100,3 @@ def check_cache(
         },
     )
     check_state(op, q, k, weights, cache.state, value_shift=value_shift, rows=rows)
-
-
-def _match(op: str, wanted: Wanted) -> None:
-    for name, (array, shape) in wanted.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{op}: {name} must be {list(shape)}; got {array.shape}")

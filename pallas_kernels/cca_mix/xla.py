@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
@@ -73,10 +72,9 @@ def _grouped(row, weights, positions):
     mixed, grouped = mixed.reshape(K1 * heads, B * S, C), weights.grouped.astype(dtype)
     if dispatch.platform() == "cpu":  # its batched dots cannot give a wider result
         mixed, grouped = mixed.astype(wide), grouped.astype(wide)
-    mixed = jax.lax.optimization_barrier(mixed)
     grouped = grouped.reshape(K1 * heads, C, C)
     convolved = einsum("hnc,hcd->hnd", mixed, grouped, wide)
-    convolved = jax.lax.optimization_barrier(convolved).reshape(K1, heads, B, S, C)
-    convolved = functools.reduce(jnp.add, convolved)  # a reduction over so few is slow on CPU
+    # Added one by one: a reduction over so few is slow on CPU.
+    convolved = functools.reduce(jnp.add, convolved.reshape(K1, heads, B, S, C))
     bias = weights.grouped_bias.astype(dtype).astype(wide).reshape(heads, 1, 1, C)
     return (convolved + bias).transpose(1, 2, 0, 3).astype(dtype)

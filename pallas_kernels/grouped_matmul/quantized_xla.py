@@ -20,9 +20,9 @@ from jax import lax
 
 from pallas_kernels.dots import matmul
 from pallas_kernels.grouped_matmul.layout import Layout, lay_out
+from pallas_kernels.grouped_matmul.xla import FEW, swiglu
 from pallas_kernels.quantized import Quantized, of_nibbles
 
-FEW = 64  # assignments
 ADDED = 8  # rows of weights that one pass over the columns adds up
 CONVERTED = 32  # rows of stored weights that are converted at a time
 BLOCK = 128  # rows of a turn, where there are many
@@ -54,7 +54,7 @@ def _few(layout: Layout, rows: int, x, choices: int, gate_up, down) -> jax.Array
 
     def turn(i, y):
         expert, first, stop = layout.tiles[i]
-        h = _swiglu(product(_tokens(layout, first, stop, rows, x, choices), gate_up, expert))
+        h = swiglu(product(_tokens(layout, first, stop, rows, x, choices), gate_up, expert))
         return _put(y, product(h, down, expert), first, stop)
 
     turns = jnp.sum(layout.tiles[:, 0] < gate_up.shape[0], dtype=jnp.int32)
@@ -75,7 +75,7 @@ def _many(layout: Layout, rows: int, x, choices: int, gate_up, down) -> jax.Arra
         def turn(j, y):
             first = start + j * rows
             left = _tokens(layout, first, stop, rows, x, choices).astype(wide)
-            h = _swiglu(matmul(left, into).astype(x.dtype)).astype(wide)
+            h = swiglu(matmul(left, into).astype(x.dtype)).astype(wide)
             return _put(y, matmul(h, out_of).astype(x.dtype), first, stop)
 
         return lax.fori_loop(0, lax.div(stop - start + (rows - 1), rows), turn, y)
@@ -99,11 +99,6 @@ def _put(y: jax.Array, new: jax.Array, first, stop) -> jax.Array:
     old = lax.dynamic_slice_in_dim(y, first, new.shape[0])
     valid = (first + jnp.arange(new.shape[0]) < stop)[:, None]
     return lax.dynamic_update_slice_in_dim(y, jnp.where(valid, new, old), first, 0)
-
-
-def _swiglu(z: jax.Array) -> jax.Array:
-    gate, up = jnp.split(z, 2, axis=-1)
-    return jax.nn.silu(gate) * up
 
 
 def _one(weights: Quantized, expert: jax.Array) -> Quantized:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 
 from pallas_kernels import dispatch
+from pallas_kernels.checks import match
 from pallas_kernels.router import reference, triton
 from pallas_kernels.router.reference import choose
 from pallas_kernels.router.types import Routing, Weights
@@ -76,7 +77,7 @@ def _check(x, state, weights: Weights, biases, live) -> None:
         R = D
     else:
         R = weights.down.shape[-1]
-        _match({"state": (state, (T, R)), "weights.down": (weights.down, (D, R))})
+        match("router", {"state": (state, (T, R)), "weights.down": (weights.down, (D, R))})
         for name in ("down_bias", "norm"):
             if getattr(weights, name) is None:
                 raise ValueError(f"router: weights.down wants weights.{name} [{R}]; got None")
@@ -85,13 +86,8 @@ def _check(x, state, weights: Weights, biases, live) -> None:
     for name, matrix, bias in layers:
         if (matrix is None) != (bias is None):
             raise ValueError(f"router: weights.{name} has a bias, or both are None; one of them is")
-        _match({f"weights.{name}": (matrix, (R, R)), f"the bias of weights.{name}": (bias, (R,))})
+        wanted = {f"weights.{name}": (matrix, (R, R)), f"the bias of weights.{name}": (bias, (R,))}
+        match("router", wanted)
     for name in ("down_bias", "state_scale", "norm"):
-        _match({f"weights.{name}": (getattr(weights, name), (R,))})
-    _match({"weights.out": (weights.out, (R, classes)), "live": (live, (T,))})
-
-
-def _match(wanted: Mapping[str, tuple[jax.Array | None, tuple[int, ...]]]) -> None:
-    for name, (array, shape) in wanted.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"router: {name} must be {list(shape)}; got {array.shape}")
+        match("router", {f"weights.{name}": (getattr(weights, name), (R,))})
+    match("router", {"weights.out": (weights.out, (R, classes)), "live": (live, (T,))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,20 +28,27 @@ def widened(tree: Any) -> Any:
     return jax.tree.map(wide, tree)
 
 
-def evaluate(run: Callable, args: tuple, options: Mapping[str, Any], seed: int = 0) -> Any:
-    """`(outputs, gradients)`: what `run` returns, and gradients of every float in `args` against
-    cotangents that depend on the seed and on the shapes only."""
+def of_floats(run: Callable, args: Any) -> tuple[Callable[[list[jax.Array]], Any], list[jax.Array]]:
+    """`run` as a function of the list of the floats in `args`, the rest as given; and that list."""
     leaves, structure = jax.tree.flatten(args)
     floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
 
+    def forward(chosen: list[jax.Array]) -> Any:
+        full = list(leaves)
+        for i, value in zip(floats, chosen, strict=True):
+            full[i] = value
+        return run(*jax.tree.unflatten(structure, full))
+
+    return forward, [leaves[i] for i in floats]
+
+
+def evaluate(run: Callable, args: tuple, options: Mapping[str, Any], seed: int = 0) -> Any:
+    """`(outputs, gradients)`: what `run` returns, and gradients of every float in `args` against
+    cotangents that depend on the seed and on the shapes only."""
+    forward, floats = of_floats(functools.partial(run, **options), args)
+
     @jax.jit  # one compilation; op by op, each would be compiled for itself
     def both(chosen):
-        def forward(chosen):
-            full = list(leaves)
-            for i, value in zip(floats, chosen, strict=True):
-                full[i] = value
-            return run(*jax.tree.unflatten(structure, full), **options)
-
         outputs, pullback = jax.vjp(forward, chosen)
         rng = np.random.default_rng(seed)
 
@@ -51,7 +59,7 @@ def evaluate(run: Callable, args: tuple, options: Mapping[str, Any], seed: int =
 
         return outputs, pullback(jax.tree.map(cotangent, outputs))[0]
 
-    return both([leaves[i] for i in floats])
+    return both(floats)
 
 
 def assert_close(found: Any, expected: Any, tolerance: float, floor: float = 0.0) -> None:

@@ -18,7 +18,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.cca_mix import example as cca_mix_example
 from pallas_kernels.draws import Draws
 from pallas_kernels.router import example as router_example
-from tests.pallas_kernels.agreement import is_float
+from tests.pallas_kernels.agreement import is_float, of_floats
 
 STEP = 1e-5
 # A central difference errs by STEP^2 / 6 of a third derivative, and by 1e-16 |loss| / STEP.
@@ -95,18 +95,11 @@ def newton_schulz(draws: Draws):
 def differences(run, args, rng) -> list[tuple[float, float, float]]:
     """For each floating array of `args`: the slope of a random sum of the outputs along a random
     direction by central difference, the same by the gradient, and the gradient's length."""
-    leaves, structure = jax.tree.flatten(args)
-    floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    forward, chosen = of_floats(run, args)
 
     def outputs(chosen):
-        full = list(leaves)
-        for i, value in zip(floats, chosen, strict=True):
-            full[i] = value
-        return [
-            x for x in jax.tree.leaves(run(*jax.tree.unflatten(structure, full))) if is_float(x)
-        ]
+        return [x for x in jax.tree.leaves(forward(chosen)) if is_float(x)]
 
-    chosen = [leaves[i] for i in floats]
     weights = [rng.normal(size=x.shape) for x in jax.eval_shape(outputs, chosen)]
 
     @jax.jit

@@ -16,7 +16,7 @@ from pallas_kernels.grouped_matmul import example as experts_example
 from pallas_kernels.grouped_matmul import experts
 from pallas_kernels.projections import projections, tied
 from pallas_kernels.quantized import quantize
-from tests.pallas_kernels.agreement import is_float
+from tests.pallas_kernels.agreement import is_float, of_floats
 
 FORWARD_ONLY = ("decode_attention", "newton_schulz")  # nothing is learnt through them
 WITHOUT_PRODUCTS = ("residual_norm",)
@@ -24,19 +24,15 @@ WITHOUT_PRODUCTS = ("residual_norm",)
 
 def products(run, args, platform: str, *, backward: bool) -> list[str]:
     """The lines of the products in a lowered program, where jax is left at its own default."""
-    leaves, structure = jax.tree.flatten(args)
-    floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    forward, floats = of_floats(run, args)
 
     def loss(chosen):
-        full = list(leaves)
-        for i, value in zip(floats, chosen, strict=True):
-            full[i] = value
-        found = jax.tree.leaves(run(*jax.tree.unflatten(structure, full)))
+        found = jax.tree.leaves(forward(chosen))
         return sum(jnp.sum(x.astype(jnp.float32)) for x in found if is_float(x))
 
     step = jax.jit(jax.value_and_grad(loss) if backward else loss)
     with jax.default_matmul_precision("default"), dispatch.compiling_for(platform):
-        traced = step.trace([leaves[i] for i in floats])
+        traced = step.trace(floats)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     return [line for line in text.splitlines() if "stablehlo.dot" in line]
 

@@ -82,7 +82,8 @@ def collect(
                 wait(futures, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:  # an answer may take hours: it is asked for again
                 stop.set()
-                connection.hang_up()
+                while wait(futures, timeout=0.1).not_done:  # some are only being connected
+                    connection.hang_up()
                 raise
             finally:  # after a failure what is under way ends, what waits does not begin
                 stop.set()

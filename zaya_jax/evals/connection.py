@@ -9,6 +9,7 @@ import contextlib
 import functools
 import http.client
 import socket
+import threading
 import urllib.request
 import weakref
 from typing import Any
@@ -22,11 +23,14 @@ PROBES = 5
 
 
 _connected: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_lock = threading.Lock()
 
 
 def hang_up() -> None:
     """Ends whatever is under way in this process, as if the other side had gone."""
-    for connected in list(_connected):
+    with _lock:
+        under_way = list(_connected)
+    for connected in under_way:
         with contextlib.suppress(OSError):  # it is closed already
             connected.shutdown(socket.SHUT_RDWR)
 
@@ -62,8 +66,10 @@ class _SecureHandler(urllib.request.HTTPSHandler):
 
 
 def _wait(connected: Any, seconds: float | None) -> None:
-    """Sets what is waited for an answer; a machine that is gone is noticed without a limit, too."""
-    _connected.add(connected)
+    """Sets what is waited for an answer, which `hang_up` ends; a machine that is gone is noticed
+    without a limit, too."""
+    with _lock:
+        _connected.add(connected)
     connected.settimeout(seconds)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (

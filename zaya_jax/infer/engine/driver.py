@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from pallas_kernels.grouped_matmul.xla import FEW
 from zaya_jax.errors import UserError
 from zaya_jax.infer import request as plain
 from zaya_jax.infer.engine import programs
@@ -27,11 +28,6 @@ from zaya_jax.infer.engine.request import Best, Event, Request, Result, Token
 from zaya_jax.infer.engine.runner import Runner
 from zaya_jax.infer.engine.scheduler import Chunk, Row, Scheduler
 from zaya_jax.load import Loaded
-
-LARGEST_INVARIANT = 64
-"""Choices of experts in a step (rows times the router's top_k) up to which the portable form of the
-experts computes every token in a tile of one shape; see
-`pallas_kernels.grouped_matmul.xla.tile_sizes`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +76,8 @@ class Engine:
           UserError: options that do not fit together or the model.
         """
         self.options, self.version = options or Options(), 0
-        most = LARGEST_INVARIANT // loaded.model.router.top_k
+        # Up to so many choices of experts in a step, all are computed in tiles of one shape.
+        most = FEW // loaded.model.router.top_k
         if self.options.batch_invariant and self.options.rows > most:
             raise UserError(
                 f"engine: rows = {self.options.rows} with batch_invariant: expected at most "
